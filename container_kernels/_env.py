@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""Every environment variable that the package or its build reads: the only place that looks at them.
+
+Standard library only, since setup.py loads this file before anything is installed.
+"""
+
+import os
+from typing import NamedTuple
+
+
+class Variable(NamedTuple):
+    default: str | None
+    meaning: str
+
+
+BUILD_VARIABLES = {
+    "CONTAINER_KERNELS_BUILD_EXT": Variable("1", "0 installs without the C++ extension"),
+    "CONTAINER_KERNELS_REQUIRE_EXT": Variable("0", "1 makes an extension that cannot be built an error"),
+    "CXX": Variable(None, "C++ compiler, with arguments if need be; else g++, clang++ or c++ on PATH"),
+    "CXXFLAGS": Variable("", "added to every C++ compilation"),
+    "LDFLAGS": Variable("", "added to the link"),
+    "MAX_JOBS": Variable(None, "parallel compilations; else from the cores and the free memory"),
+    "CUDA_HOME": Variable(None, "CUDA toolkit whose nvcc is used; then CUDA_PATH, PATH, /usr/local/cuda"),
+    "CUDA_PATH": Variable(None, "the same, looked at after CUDA_HOME"),
+}
+RUN_VARIABLES = {
+    "CONTAINER_KERNELS_BACKEND": Variable(None, "backend to use in place of the automatic choice"),
+    "CONTAINER_KERNELS_POISON": Variable("0", "1 fills the outputs with NaN before a kernel writes them"),
+}
+VARIABLES = BUILD_VARIABLES | RUN_VARIABLES
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+def value(name: str) -> str | None:
+    """The variable's value, or its default; an empty value counts as not set.
+
+    Raises:
+        KeyError: the name is not in ``VARIABLES``.
+    """
+    return os.environ.get(name) or VARIABLES[name].default
+
+
+def flag(name: str) -> bool:
+    """The variable as a truth value: 1, true, yes, on or 0, false, no, off in any case.
+
+    Raises:
+        KeyError: the name is not in ``VARIABLES``.
+        ValueError: the value is none of these.
+    """
+    text = (value(name) or "0").strip().lower()
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(f"{name} must be one of {', '.join(_TRUE + _FALSE)}, got {os.environ[name]!r}")
