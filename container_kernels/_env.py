@@ -25,7 +25,9 @@ BUILD_VARIABLES = {
 }
 RUN_VARIABLES = {
     "CONTAINER_KERNELS_BACKEND": Variable(None, "backend to use in place of the automatic choice"),
-    "CONTAINER_KERNELS_POISON": Variable("0", "1 fills the outputs with NaN before a kernel writes them"),
+    "TRITON_INTERPRET": Variable(
+        "0", "1 runs Triton kernels on CPU tensors, slowly, for tests (Triton's own)"
+    ),
 }
 VARIABLES = BUILD_VARIABLES | RUN_VARIABLES
 

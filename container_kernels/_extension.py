@@ -1,26 +1,47 @@
 # SPDX-License-Identifier: MIT
-"""The compiled modules, imported once; a missing one leaves None and the reason. Nothing here raises."""
+"""The compiled modules, imported once, and the record of their build. Importing this never raises.
 
+`cpu` is the module of the CPU kernels, or None; then `why_no_cpu` says why, else it is None.
+"""
+
+import sysconfig
 from types import ModuleType
 from typing import Any
 
-import torch  # noqa: F401 - first, so that the extension shares torch's OpenMP runtime
-
-try:
-    from container_kernels._build_info import RECORD as build_record
-except ImportError:
-    build_record: dict[str, Any] = {}
+# Before the extension, which then shares the OpenMP runtime that torch brings.
+import torch  # noqa: F401
 
 
-def _reason(module: str, error: ImportError) -> str:
-    """The import error, and what the build wrote down about this module."""
-    built = build_record.get(module, {}).get("reason")
-    return f"{error}; build: {built or 'no record (pip install . writes one)'}"
+def _read_build_record() -> dict[str, Any]:
+    """What setup.py wrote down; empty where it never ran."""
+    try:
+        from . import _build_info
+    except ImportError:
+        return {}
+    return _build_info.RECORD
 
 
-cpu: ModuleType | None = None
-why_no_cpu: str | None = None
-try:
-    from container_kernels import _C_cpu as cpu  # type: ignore[no-redef]
-except ImportError as error:
-    why_no_cpu = _reason("cpu", error)
+def _import_cpu() -> tuple[ModuleType | None, str | None]:
+    """The CPU module and None, or None and the reason."""
+    try:
+        from . import _C_cpu
+    # Not ImportError alone: the module's own initialization may raise anything.
+    except Exception as error:
+        return None, f"{error}; {_about_build('cpu')}"
+    return _C_cpu, None
+
+
+def _about_build(module: str) -> str:
+    """What the build has to do with `module` not being there."""
+    if not build_record:
+        return "nothing was built here: pip install . builds it"
+    here, built_for = sysconfig.get_config_var("SOABI"), build_record["python"]
+    if here != built_for:
+        return f"it was built for {built_for}, this is {here}: run pip install again"
+    if build_record[module]["built"]:
+        return f"it was built by {build_record[module]['compiler_version']}"
+    return f"the build said: {build_record[module]['reason']}"
+
+
+build_record = _read_build_record()
+cpu, why_no_cpu = _import_cpu()
