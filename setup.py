@@ -182,7 +182,7 @@ def cpu_steps(
 ) -> tuple[list[Step], Step]:
     """Compile every source, the `*_kernel.cpp` ones once for each ISA level, then link.
 
-    Of an inline function that several objects define (say, of the standard library) the linker keeps the first
+    Of an inline function that several objects define (say, a standard one) the linker keeps the first
     it meets. So the objects are linked from the lowest level to the highest: in another order, a lower level
     could call code of a higher one, which stops a processor that lacks it.
     """

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""`python -m container_kernels`: what is installed here, which backends can run, why the others cannot."""
+
+import os
+import platform
+from importlib import metadata
+
+import torch
+
+from . import _env, _extension
+
+Rows = list[tuple[str, str]]
+
+
+def main() -> None:
+    sections = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "extension": _extension_rows(_extension.build_record, _extension.cpu),
+        "backends": _backends(),
+        "environment variables, read at run time": _variables(_env.RUN_VARIABLES),
+        "environment variables, read by the build": _variables(_env.BUILD_VARIABLES),
+    }
+    print("\n\n".join(_section(title, rows) for title, rows in sections.items()))
+
+
+def _section(title: str, rows: Rows) -> str:
+    """The title, and below it two columns; further lines of a text stay in its column."""
+    width = max((len(label) for label, _ in rows), default=0)
+    lines = [title]
+    for label, text in rows:
+        first, *others = text.splitlines() or [""]
+        lines.append(f"  {label:<{width}}  {first}")
+        lines += [f"  {'':<{width}}  {other}" for other in others]
+    return "\n".join(lines)
+
+
+def _versions() -> Rows:
+    rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    for package in ("container_kernels", "torch", "triton", "timm", "numpy"):
+        try:
+            rows.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            rows.append((package, "not installed"))
+    return rows
+
+
+def _devices() -> Rows:
+    rows = [("cpu", f"{platform.machine()}, {torch.get_num_threads()} threads")]
+    try:
+        torch.cuda.init()
+    # A torch without CUDA raises AssertionError, a machine without driver or device RuntimeError.
+    except (AssertionError, RuntimeError) as error:
+        return [*rows, ("cuda", f"none: {str(error).splitlines()[0]}")]
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {device.major}.{device.minor}"
+        memory = f"{device.total_memory / 2**30:.0f} GiB"
+        rows.append((f"cuda:{index}", f"{device.name}, {capability}, {memory}, CUDA {torch.version.cuda}"))
+    return rows
+
+
+def _extension_rows(record, cpu) -> Rows:
+    """What the build wrote down, and which of its instruction set levels this processor uses."""
+    if not record:
+        return [("record", "none: setup.py has not run here")]
+    built, cuda = record["cpu"], record["cuda"]
+    rows = [("built for", record["python"])]
+    rows.append(("cpu module", "built" if built["built"] else f"not built: {built['reason']}"))
+    if "compiler" in built:
+        rows.append(("compiler", f"{built['compiler']}: {built['compiler_version']}"))
+    if "isa_levels" in built:
+        unknown = built["isa_levels_unknown_to_compiler"]
+        rows += [
+            ("flags", built["flags"]),
+            ("OpenMP", "yes" if built["openmp"] else "no: the compiler does not support it"),
+            ("ISA levels", ", ".join(built["isa_levels"])),
+            *([("", f"unknown to the compiler: {', '.join(unknown)}")] if unknown else []),
+        ]
+    if cpu is not None:
+        rows.append(("ISA in use", cpu.isa()))
+    rows.append(("cuda module", "built" if cuda["built"] else f"not built: {cuda['reason']}"))
+    rows.append(("nvcc", cuda["nvcc"] or "not found"))
+    return rows
+
+
+def _backends() -> Rows:
+    from .ops.backend import usable_backends
+
+    return [(name, "usable" if why is None else f"no: {why}") for name, why in usable_backends().items()]
+
+
+def _variables(variables: dict[str, _env.Variable]) -> Rows:
+    rows = []
+    for name, variable in variables.items():
+        state = (
+            f"set to {os.environ[name]!r}" if name in os.environ else f"default {variable.default or 'unset'}"
+        )
+        rows.append((name, f"{variable.meaning} [{state}]"))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
