@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""Networks that mix convolution and attention, fast: the CONTAINER block, its fused kernels and models.
+
+    from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation   # layers
+    from container_kernels import context_aggregation, local_aggregation                 # their operations
+    timm.create_model("container_light")                                                 # models, after the import
+
+Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network", NeurIPS 2021, arXiv:2106.01401.
+"""
+
+from . import models
+from .modules import ContainerBlock, ContextAggregation, LocalAggregation
+from .ops import context_aggregation, local_aggregation, usable_backends, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ContainerBlock",
+    "ContextAggregation",
+    "LocalAggregation",
+    "context_aggregation",
+    "local_aggregation",
+    "models",
+    "usable_backends",
+    "use_backend",
+]

@@ -1,0 +1,7 @@
+"""Layers: `ContextAggregation`, `LocalAggregation` and the `ContainerBlock` made of them."""
+
+from .block import ContainerBlock
+from .context_aggregation import ContextAggregation
+from .local_aggregation import LocalAggregation
+
+__all__ = ["ContainerBlock", "ContextAggregation", "LocalAggregation"]

@@ -1,0 +1,78 @@
+"""The CONTAINER block."""
+
+from torch import Tensor, nn
+from timm.layers import DropPath, Mlp
+
+from .context_aggregation import ContextAggregation, Mixing, Static
+from .local_aggregation import LocalAggregation
+
+
+class ContainerBlock(nn.Module):
+    """Position embedding, context aggregation and MLP, each with a residual.
+
+        x = x + depthwise3x3(x)
+        x = x + drop_path(aggregation(norm1(x)))
+        x = x + drop_path(mlp(norm2(x)))
+
+    Args:
+        dim: channels C.
+        num_heads: heads of the aggregation.
+        mlp_ratio: width of the hidden layer over `dim`.
+        dynamic, static, kernel_size, grid_size, mixing, qkv_bias: see `ContextAggregation`.
+        drop: dropout after each projection.
+        drop_path: probability of dropping a sample's residual branch (stochastic depth).
+        norm_layer: called with `dim`; takes and gives (B, C, H, W).
+        act_layer: activation of the MLP (GELU: the exact one, by erf).
+
+    Shape: (B, C, H, W) to (B, C, H, W), any H and W unless a dense affinity fixes them; fastest in
+    `torch.channels_last`.
+
+    Raises:
+        ValueError: an argument or the input's shape does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        *,
+        dynamic: bool = True,
+        static: Static | None = "local",
+        kernel_size: int = 5,
+        grid_size: tuple[int, int] | None = None,
+        mixing: Mixing = "gate",
+        qkv_bias: bool = True,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm_layer: type[nn.Module] = nn.BatchNorm2d,
+        act_layer: type[nn.Module] = nn.GELU,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.pos_embed = LocalAggregation(dim, 3, residual=True, **factory)
+        self.norm1 = norm_layer(dim, **factory)
+        self.aggregation = ContextAggregation(
+            dim,
+            num_heads,
+            dynamic=dynamic,
+            static=static,
+            kernel_size=kernel_size,
+            grid_size=grid_size,
+            mixing=mixing,
+            qkv_bias=qkv_bias,
+            proj_drop=drop,
+            **factory,
+        )
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = norm_layer(dim, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=drop, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pos_embed(x)
+        x = x + self.drop_path(self.aggregation(self.norm1(x)))
+        # The MLP works on the last dimension: for a channels_last image these are views.
+        hidden = self.mlp(self.norm2(x).permute(0, 2, 3, 1))
+        return x + self.drop_path(hidden.permute(0, 3, 1, 2))

@@ -1,0 +1,166 @@
+"""The paper's multi-head context aggregation as a layer: project, aggregate, project back."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import context_aggregation
+from .initialization import init_local
+
+Static = Literal["local", "dense", "both"]
+Mixing = Literal["gate", "free"]
+
+
+class ContextAggregation(nn.Module):
+    """Learnable mix of a dynamic and a static affinity over an image, in one kernel.
+
+        V = X W1,   Y_m = (alpha · A_dyn_m(X) + beta · A_stat_m) V_m,   out = concat(Y_1 … Y_M) W2
+
+    | setting                                  | what it is                                   |
+    | ---------------------------------------- | -------------------------------------------- |
+    | dynamic=True, static="local"             | CONTAINER: attention + depthwise convolution |
+    | dynamic=True, static=None                | multi-head self-attention                    |
+    | dynamic=False, static="local"            | depthwise convolution between two 1×1        |
+    | dynamic=False, static="dense"            | (multi-head) MLP-Mixer token mixing          |
+    | dynamic=True, static="dense"             | CONTAINER-PAM                                |
+
+    Args:
+        dim: channels C, input and output.
+        num_heads: heads M; head_dim is C / M.
+        dynamic: with softmax attention.
+        static: "local" (kernel_size × kernel_size depthwise with bias), "dense" (a learned (M, N, N) matrix), "both"
+            or None.
+        kernel_size: side of the local window, odd, up to 7.
+        grid_size: (H, W) of the input, needed by a dense affinity, which fixes it.
+        mixing: used where both terms are present. "gate": one scalar w with alpha = σ(w), beta = 1 − σ(w), as in the
+            released network; "free": alpha and beta are independent scalars, the paper's equation. Both start at
+            alpha = beta = 1/2. With one term alone its factor is 1.
+        qkv_bias: bias of the input projection.
+        proj_drop: dropout after the output projection.
+
+    Shape: (B, C, H, W) to (B, C, H, W); fastest, and free of copies, in `torch.channels_last`.
+
+    Raises:
+        ValueError: an argument or the input's shape does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dynamic: bool = True,
+        static: Static | None = "local",
+        kernel_size: int = 5,
+        grid_size: tuple[int, int] | None = None,
+        mixing: Mixing = "gate",
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mixing)
+        factory = {"device": device, "dtype": dtype}
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.dynamic = dynamic
+        self.static = static
+        self.grid_size = tuple(grid_size) if static in ("dense", "both") else None
+        self.mixing = mixing if dynamic and static else None
+
+        # Query, key and value in that order, each split into heads in channel order; the value alone without attention.
+        self.in_proj = nn.Linear(dim, 3 * dim if dynamic else dim, bias=qkv_bias, **factory)
+        self.local_weight = self.local_bias = self.affinity = None
+        if static in ("local", "both"):
+            self.local_weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
+            self.local_bias = nn.Parameter(torch.empty(dim, **factory))
+        if static in ("dense", "both"):
+            tokens = grid_size[0] * grid_size[1]
+            self.affinity = nn.Parameter(torch.empty(num_heads, tokens, tokens, **factory))
+        if self.mixing == "gate":
+            self.gate = nn.Parameter(torch.empty(1, **factory))
+        elif self.mixing == "free":
+            self.alpha = nn.Parameter(torch.empty(1, **factory))
+            self.beta = nn.Parameter(torch.empty(1, **factory))
+        self.out_proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Projections and filters as PyTorch's layers start; dense affinities N(0, 0.02²); alpha = beta = 1/2."""
+        self.in_proj.reset_parameters()
+        self.out_proj.reset_parameters()
+        if self.local_weight is not None:
+            init_local(self.local_weight, self.local_bias)
+        if self.affinity is not None:
+            nn.init.trunc_normal_(self.affinity, std=0.02)
+        if self.mixing == "gate":
+            nn.init.zeros_(self.gate)
+        elif self.mixing == "free":
+            nn.init.constant_(self.alpha, 0.5)
+            nn.init.constant_(self.beta, 0.5)
+
+    def mixing_weights(self) -> tuple[Tensor | float, Tensor | float]:
+        """alpha and beta of the paper's equation as they stand: (1,) tensors, or 1.0 where there is nothing to mix."""
+        if self.mixing == "gate":
+            alpha = self.gate.sigmoid()
+            return alpha, 1 - alpha
+        if self.mixing == "free":
+            return self.alpha, self.beta
+        return 1.0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        if channels != self.dim:
+            raise ValueError(f"x: expected (B, C, H, W) with C = {self.dim}, got {tuple(x.shape)}")
+        if self.grid_size is not None and self.grid_size != (height, width):
+            raise ValueError(
+                f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {(height, width)}"
+            )
+        tokens = x.permute(0, 2, 3, 1)  # no copy for a channels_last image
+        packed = self.in_proj(tokens).view(batch, height * width, -1, self.num_heads, self.head_dim)
+        q, k, v = packed.unbind(2) if self.dynamic else (None, None, packed[:, :, 0])
+        alpha, beta = self.mixing_weights()
+        y = context_aggregation(
+            q,
+            k,
+            v,
+            alpha=alpha,
+            beta=beta,
+            local_weight=self.local_weight,
+            local_bias=self.local_bias,
+            affinity=self.affinity,
+            grid_size=(height, width),
+        )
+        y = self.proj_drop(self.out_proj(y.view(batch, height, width, channels)))
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        parts = [f"num_heads={self.num_heads}", f"dynamic={self.dynamic}", f"static={self.static!r}"]
+        if self.local_weight is not None:
+            parts.append(f"kernel_size={self.local_weight.shape[-1]}")
+        if self.grid_size is not None:
+            parts.append(f"grid_size={self.grid_size}")
+        if self.mixing is not None:
+            parts.append(f"mixing={self.mixing!r}")
+        return ", ".join(parts)
+
+
+def _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mixing) -> None:
+    if dim < 1 or num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of dim = {dim}, got {num_heads}")
+    if static not in ("local", "dense", "both", None):
+        raise ValueError(f'static: expected "local", "dense", "both" or None, got {static!r}')
+    if not dynamic and static is None:
+        raise ValueError("static: expected a static affinity because dynamic=False, got None")
+    if static in ("local", "both") and (kernel_size not in (1, 3, 5, 7)):
+        raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+    if static in ("dense", "both") and grid_size is None:
+        raise ValueError(f"grid_size: expected (H, W) because static={static!r}, got None")
+    if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
+        raise ValueError(f"grid_size: expected (H, W), both at least 1, got {grid_size!r}")
+    if mixing not in ("gate", "free"):
+        raise ValueError(f'mixing: expected "gate" or "free", got {mixing!r}')

@@ -1,0 +1,50 @@
+"""The static local affinity as a layer: a depthwise convolution."""
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import local_aggregation
+from .initialization import init_local
+
+
+class LocalAggregation(nn.Module):
+    """Depthwise kernel_size × kernel_size convolution with zero padding; `residual=True` adds the input.
+
+    Equivalent to `nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)` (+ x); the weight is
+    (C, kh, kw), its (C, 1, kh, kw) without the middle dimension.
+
+    Shape: (B, C, H, W) to (B, C, H, W); the result is in `torch.channels_last`, fastest when the input is too.
+
+    Raises:
+        ValueError: an even kernel_size or one above 7, or an input of another number of channels.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 5,
+        *,
+        residual: bool = False,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if kernel_size not in (1, 3, 5, 7):
+            raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+        factory = {"device": device, "dtype": dtype}
+        self.residual = residual
+        self.weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
+        self.bias = nn.Parameter(torch.empty(dim, **factory)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_local(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = local_aggregation(x.permute(0, 2, 3, 1), self.weight, self.bias, residual=self.residual)
+        return y.permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        dim, kernel_size, _ = self.weight.shape
+        return f"{dim}, kernel_size={kernel_size}, residual={self.residual}, bias={self.bias is not None}"

@@ -1,0 +1,19 @@
+"""Autocast does not reach inside our operators, so each op applies one explicit policy.
+
+Under autocast the activations (q, k, v, x) are cast to the autocast dtype, as `conv2d` and `linear` do; float64
+stays float64. Small static parameters keep their precision: the kernels take them in the accumulation dtype.
+"""
+
+import torch
+from torch import Tensor
+
+
+def is_active(tensor) -> bool:
+    return isinstance(tensor, Tensor) and torch.is_autocast_enabled(tensor.device.type)
+
+
+def cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
+    """`tensor` in the autocast dtype of `device_type`."""
+    if tensor is None or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))

@@ -1,0 +1,125 @@
+"""Which implementation runs: the names, the ways to ask for one, and what each needs of the machine.
+
+    backend=...                      argument of an op: this call
+    with use_backend("triton"): ...  a block of code
+    CONTAINER_KERNELS_BACKEND=...    the process
+
+A backend that is asked for, in any of these ways, serves or raises; it never falls back. Without a request the
+first of `PREFERENCE` for the tensor's device that can serve is taken, in the end "reference".
+"""
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from .. import _env, _extension
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+# The interpreter ("triton" on CPU tensors) is for tests: it is only ever used when asked for.
+PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
+
+# Device types each compiled backend registers its operators for.
+DEVICE_TYPES = {"triton": ("cuda", "cpu"), "cpu": ("cpu",)}
+
+_VARIABLE = "CONTAINER_KERNELS_BACKEND"
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+_TRITON_INTERPRETED = _env.flag("TRITON_INTERPRET")
+_MIN_CAPABILITY = (8, 0)
+
+_requested: ContextVar[str | None] = ContextVar("container_kernels_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str | None):
+    """Run every op inside the `with` block on backend `name` ("cuda", "triton", "cpu", "reference"; None: automatic).
+
+    An op's own `backend=` argument still wins. Holds for the current thread or async task only.
+
+    Raises:
+        ValueError: `name` is not a backend.
+    """
+    token = _requested.set(_known(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Tensor, *facts) -> str:
+    """The backend that serves this call.
+
+    Args:
+        requested: the op's `backend=` argument.
+        why_not: `why_not(name, tensor, *facts)` is None when backend `name` can serve, else the reason.
+
+    Raises:
+        ValueError: the requested name is not a backend.
+        RuntimeError: the requested backend cannot serve this call.
+    """
+    name = _known(requested, "backend") or _requested.get() or _known(_env.value(_VARIABLE), _VARIABLE)
+    if name is not None:
+        reason = why_not(name, tensor, *facts)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
+        return name
+    for name in PREFERENCE.get(tensor.device.type, ()):
+        if why_not(name, tensor, *facts) is None:
+            return name
+    return "reference"
+
+
+def why_not_here(name: str, tensor: Tensor) -> str | None:
+    """What any op needs of the machine, the tensor's device and its dtype; None when all is there."""
+    device_type = tensor.device.type
+    if name == "reference":
+        return None
+    if name == "cuda":
+        return _why_not_cuda()
+    if name == "cpu":
+        if device_type != "cpu":
+            return f"it takes CPU tensors, got a tensor on {tensor.device}"
+        return _extension.why_no_cpu
+    if not _TRITON_INSTALLED:
+        return "the package triton is not installed (it comes with torch on Linux: pip install triton)"
+    if tensor.dtype == torch.float64:
+        return "it takes float32, bfloat16 and float16, got float64"
+    if device_type == "cuda":
+        return _why_not_triton_on(tensor.device)
+    if device_type == "cpu" and _TRITON_INTERPRETED:
+        return None
+    return f"it takes CUDA tensors (CPU tensors only in a process started with TRITON_INTERPRET=1), got {device_type}"
+
+
+def usable_backends() -> dict[str, str | None]:
+    """For every backend None when this machine can run it, else the reason why not."""
+    if not _TRITON_INSTALLED:
+        triton = why_not_here("triton", torch.empty(0))
+    elif torch.cuda.is_available():
+        triton = _why_not_triton_on(torch.device("cuda", torch.cuda.current_device()))
+    else:
+        triton = None if _TRITON_INTERPRETED else "torch sees no CUDA device"
+    return {"cuda": _why_not_cuda(), "triton": triton, "cpu": _extension.why_no_cpu, "reference": None}
+
+
+def _why_not_cuda() -> str | None:
+    return "this version has no CUDA C++ kernels"
+
+
+# A device's capability never changes: compiled code may keep the answer.
+@torch.compiler.assume_constant_result
+def _why_not_triton_on(device: torch.device) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _MIN_CAPABILITY:
+        return None
+    return f"it needs compute capability 8.0 or higher, {device} has {capability[0]}.{capability[1]}"
+
+
+def _known(name: str | None, asked_by: str) -> str | None:
+    if name is None or name in BACKENDS:
+        return name
+    raise ValueError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {name!r}")

@@ -1,0 +1,3 @@
+from .api import context_aggregation
+
+__all__ = ["context_aggregation"]

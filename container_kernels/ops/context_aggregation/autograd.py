@@ -1,0 +1,78 @@
+"""Gradients of `mix_fwd_<backend>` in terms of the same backend's operators."""
+
+import torch
+from torch import Tensor
+
+from . import schema  # noqa: F401 - defines the operators differentiated here
+from ..backend import DEVICE_TYPES
+from ..library import LIBRARY, NAMESPACE, refuse_double_backward
+from ..local_aggregation.autograd import local_weight_gradient
+
+
+def mix_forward(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    alpha: Tensor,
+    local_weight: Tensor | None,
+    local_bias: Tensor | None,
+    affinity: Tensor | None,
+    height: int,
+    width: int,
+    scale: float,
+) -> Tensor:
+    """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`; parameters as in `schema`."""
+    operator = getattr(torch.ops.container_kernels, f"mix_fwd_{backend}")
+    return operator(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)[0]
+
+
+def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
+    """dL/d affinity[m,i,j] = Σ_{b,d} grad_out[b,i,m,d] v[b,j,m,d]: a batched matrix product, which a library does best."""
+    return torch.einsum("bimd,bjmd->mij", grad_out, v)
+
+
+def _register(backend: str) -> None:
+    def setup_context(ctx, inputs, output):
+        q, k, v, alpha, local_weight, _, affinity, *ctx.geometry = inputs
+        _, logsumexp = output
+        ctx.mark_non_differentiable(logsumexp)
+        ctx.save_for_backward(q, k, v, alpha, local_weight, affinity, logsumexp)
+
+    def backward(ctx, grad_out, _):
+        q, k, v, alpha, local_weight, affinity, logsumexp = ctx.saved_tensors
+        height, width, scale = ctx.geometry
+        operator = getattr(torch.ops.container_kernels, f"mix_bwd_{backend}")
+        grads = operator(grad_out, q, k, v, alpha, local_weight, affinity, logsumexp, height, width, scale)
+        grad_weight = grad_bias = grad_affinity = None
+        _, _, _, _, need_weight, need_bias, need_affinity, *_ = ctx.needs_input_grad
+        if need_weight or need_bias:
+            grid = (height, width)
+            grad_weight, grad_bias = local_weight_gradient(
+                backend, as_image(grad_out, grid), as_image(v, grid), *local_weight.shape[1:]
+            )
+        if need_affinity:
+            grad_affinity = dense_gradient(grad_out, v).to(affinity.dtype)
+        return (
+            *grads,
+            grad_weight if need_weight else None,
+            grad_bias if need_bias else None,
+            grad_affinity,
+            None,
+            None,
+            None,
+        )
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::mix_fwd_{backend}", backward, setup_context=setup_context, lib=LIBRARY
+    )
+    refuse_double_backward(f"mix_bwd_{backend}", backend)
+
+
+def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """(B, H·W, M, D) as (B, H, W, M·D); a view whenever the heads lie side by side, as in a packed projection."""
+    return tokens.flatten(2).unflatten(1, grid_size)
+
+
+for _backend in DEVICE_TYPES:
+    _register(_backend)

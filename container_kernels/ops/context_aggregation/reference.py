@@ -1,0 +1,44 @@
+"""The definition of context aggregation in plain PyTorch: any dtype, differentiable any number of times."""
+
+import torch
+from torch import Tensor
+
+from ..library import accumulation_dtype
+from ..local_aggregation.reference import local_aggregation_reference
+
+
+def context_aggregation_reference(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    local_weight: Tensor | None,
+    local_bias: Tensor | None,
+    affinity: Tensor | None,
+    grid_size: tuple[int, int] | None,
+    scale: float,
+) -> Tensor:
+    """y[b,i,m] = alpha[m] Σ_j softmax_j(scale q[b,i,m]·k[b,j,m]) v[b,j,m] + beta[m] static(v)[b,i,m].
+
+    static(v) is the depthwise convolution of v on its grid plus Σ_j affinity[m,i,j] v[b,j,m].
+    """
+    dtype = accumulation_dtype(v.dtype)
+    values = v.to(dtype)
+    out = torch.zeros_like(values)
+    if q is not None:
+        scores = torch.einsum("bimd,bjmd->bmij", q.to(dtype) * scale, k.to(dtype))
+        dynamic = torch.einsum("bmij,bjmd->bimd", scores.softmax(-1), values)
+        out = out + _over_heads(alpha, dtype) * dynamic
+    if local_weight is not None:
+        image = values.unflatten(1, grid_size).flatten(3)
+        local = local_aggregation_reference(image, local_weight, local_bias, residual=False)
+        out = out + _over_heads(beta, dtype) * local.view_as(values)
+    if affinity is not None:
+        out = out + _over_heads(beta, dtype) * torch.einsum("mij,bjmd->bimd", affinity.to(dtype), values)
+    return out.to(v.dtype).contiguous()
+
+
+def _over_heads(factor: Tensor | float, dtype: torch.dtype) -> Tensor | float:
+    """alpha or beta, shaped to multiply (B, N, M, D)."""
+    return factor.to(dtype).reshape(-1, 1) if isinstance(factor, Tensor) else factor

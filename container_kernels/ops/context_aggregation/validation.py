@@ -1,0 +1,90 @@
+"""What `context_aggregation` accepts."""
+
+from collections.abc import Sequence
+from numbers import Real
+
+from torch import Tensor
+
+from ..validation import check_bias, check_device, check_shape, check_tensor, check_window
+
+
+def validate(
+    q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, *, same_dtype: bool
+) -> None:
+    """Raise ValueError or TypeError for the first argument that does not fit.
+
+    Args:
+        same_dtype: q and k must have the dtype of v (autocast is off, so nothing will make them equal).
+    """
+    check_tensor("v", v, 4, "(B, N, M, D)")
+    _, tokens, heads, head_dim = v.shape
+    if heads < 1 or head_dim < 1:
+        raise ValueError(f"v: expected (B, N, M, D) with at least one head and D ≥ 1, got {tuple(v.shape)}")
+    if (q is None) != (k is None):
+        given, missing = ("k", "q") if q is None else ("q", "k")
+        raise ValueError(
+            f"{missing}: expected a tensor because {given} is one (both, or None for both), got None"
+        )
+    if q is not None:
+        _check_like_v("q", q, v, same_dtype)
+        _check_like_v("k", k, v, same_dtype)
+    if q is None and local_weight is None and affinity is None:
+        raise ValueError(
+            "q, local_weight, affinity: expected at least one of the dynamic (q and k), local (local_weight) and "
+            "dense (affinity) terms, got None for all"
+        )
+    if local_weight is not None:
+        check_window("local_weight", local_weight, heads * head_dim, "v", v)
+        if grid_size is None:
+            raise ValueError(
+                f"grid_size: expected (H, W) with H·W = {tokens} because local_weight is given, got None"
+            )
+    if local_bias is not None:
+        if local_weight is None:
+            raise ValueError("local_bias: expected None because local_weight is None, got a value")
+        check_bias("local_bias", local_bias, heads * head_dim, "v", v)
+    if affinity is not None:
+        check_tensor("affinity", affinity, 3, "(M, N, N)")
+        check_shape("affinity", affinity, (heads, tokens, tokens), "(M, N, N)")
+        check_device("affinity", affinity, "v", v)
+    if grid_size is not None:
+        _check_grid(grid_size, tokens)
+    _check_per_head("alpha", alpha, v)
+    _check_per_head("beta", beta, v)
+    if scale is not None and not isinstance(scale, Real):
+        raise TypeError(f"scale: expected a number or None, got {type(scale).__name__}")
+
+
+def _check_like_v(name: str, value, v: Tensor, same_dtype: bool) -> None:
+    check_tensor(name, value, 4, "(B, N, M, D)")
+    check_shape(name, value, tuple(v.shape), "(B, N, M, D)")
+    check_device(name, value, "v", v)
+    if same_dtype and value.dtype != v.dtype:
+        raise TypeError(f"{name}: expected dtype {v.dtype} as v, got {value.dtype}")
+
+
+def _check_grid(grid_size, tokens: int) -> None:
+    if not isinstance(grid_size, Sequence) or len(grid_size) != 2:
+        raise ValueError(f"grid_size: expected (H, W) with H·W = {tokens}, got {grid_size!r}")
+    height, width = grid_size
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise TypeError(f"grid_size: expected two integers (H, W), got {grid_size!r}")
+    if height < 0 or width < 0 or height * width != tokens:
+        raise ValueError(f"grid_size: expected (H, W) with H·W = N = {tokens}, got {tuple(grid_size)}")
+
+
+def _check_per_head(name: str, value, v: Tensor) -> None:
+    heads = v.shape[2]
+    if isinstance(value, Real):
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a number or a tensor (), (1,) or ({heads},), got {type(value).__name__}"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    if tuple(value.shape) not in ((), (1,), (heads,)):
+        raise ValueError(f"{name}: expected shape (), (1,) or (M,) = ({heads},), got {tuple(value.shape)}")
+    # A zero-dimensional CPU tensor mixes with any device in PyTorch, here too.
+    if value.ndim:
+        check_device(name, value, "v", v)

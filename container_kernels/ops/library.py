@@ -1,0 +1,64 @@
+"""Where the package's operators are registered, and the rules all of them share.
+
+Every kernel is an operator `container_kernels::<op>_<direction>_<backend>`, so a compiled or exported graph
+shows what ran. Definitions need torch alone; a backend's code is imported by the call that first uses it.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "container_kernels"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+_poison_outputs = False
+
+
+def define(signature: str, kernel: Callable, fake: Callable, device_types: tuple[str, ...]) -> None:
+    """Register operator `signature` with its `kernel` on each device type and its `fake` for tracing."""
+    name = signature.split("(")[0]
+    LIBRARY.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
+    for device_type in device_types:
+        LIBRARY.impl(name, kernel, device_type.upper())
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype sums run in: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def new_empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised contiguous output; NaN under `poisoned_outputs`, so that an unwritten element shows."""
+    out = like.new_empty(shape, dtype=dtype or like.dtype)
+    return out.fill_(math.nan) if _poison_outputs else out
+
+
+def rows_contiguous(tensor: Tensor) -> Tensor:
+    """`tensor` itself when its last dimension is contiguous, as kernels require, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
+
+
+@contextmanager
+def poisoned_outputs():
+    """Within it, every output a kernel is about to write starts as NaN (for tests)."""
+    global _poison_outputs
+    previous, _poison_outputs = _poison_outputs, True
+    try:
+        yield
+    finally:
+        _poison_outputs = previous
+
+
+def refuse_double_backward(name: str, backend: str) -> None:
+    """Make differentiating through backward operator `name` an error that says what to use instead."""
+
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"backend {backend!r} has no second derivatives; differentiate twice with backend='reference'"
+        )
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, lib=LIBRARY)

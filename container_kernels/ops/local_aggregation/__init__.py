@@ -1,0 +1,3 @@
+from .api import local_aggregation
+
+__all__ = ["local_aggregation"]

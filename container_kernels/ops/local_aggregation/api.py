@@ -1,0 +1,73 @@
+"""`local_aggregation`: the static local affinity alone, a depthwise convolution over channels-last images."""
+
+import torch
+from torch import Tensor
+
+from .. import autocast
+from ..backend import choose
+from ..library import accumulation_dtype
+from .autograd import local_forward
+from .backends import why_not
+from .reference import local_aggregation_reference
+from .validation import validate
+
+
+def local_aggregation(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Aggregate every channel over its kh × kw neighbourhood: a depthwise convolution, channels last.
+
+        y[b,h,w,c] = Σ_{s,t} weight[c,s,t] · x[b, h+s−kh//2, w+t−kw//2, c] + bias[c]  (+ x[b,h,w,c] with residual)
+
+    This is the paper's static local affinity, A[i, j] = w[c, j − i] inside the window and 0 outside, with zero
+    padding at the border. Sums run in float32 (float64 for float64).
+
+    Args:
+        x: (B, H, W, C), any strides with a contiguous last dimension; float32, bfloat16, float16 or float64. An
+            NCHW image in `torch.channels_last` is such a tensor after `.permute(0, 2, 3, 1)`, without a copy.
+        weight: (C, kh, kw), kh and kw odd, up to 7; any floating dtype.
+        bias: (C,) or None.
+        residual: add `x` to the result, at no cost.
+        backend: "cuda", "triton", "cpu", "reference", or None for the fastest that serves.
+
+    Returns:
+        (B, H, W, C), contiguous, dtype of `x` (of autocast, when that is on).
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: an argument is not a floating-point tensor.
+        RuntimeError: the backend asked for cannot serve this call; the message says why.
+    """
+    validate(x, weight, bias)
+    if autocast.is_active(x):
+        device_type = x.device.type
+        with torch.autocast(device_type, enabled=False):
+            return _local_aggregation(autocast.cast(x, device_type), weight, bias, residual, backend)
+    return _local_aggregation(x, weight, bias, residual, backend)
+
+
+def _local_aggregation(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str | None
+) -> Tensor:
+    # An exported program must run without this package: it gets plain PyTorch operators.
+    chosen = "reference" if torch.compiler.is_exporting() else choose(backend, why_not, x)
+    if chosen == "reference":
+        return local_aggregation_reference(x, weight, bias, residual)
+    dtype = accumulation_dtype(x.dtype)
+    weight = weight.to(dtype)
+    if residual:
+        weight = weight + _identity_filter(weight)
+    return local_forward(chosen, x, weight, None if bias is None else bias.to(dtype))
+
+
+def _identity_filter(weight: Tensor) -> Tensor:
+    """The kh × kw filter that returns its input: adding it to every filter adds the residual."""
+    kh, kw = weight.shape[1:]
+    identity = weight.new_zeros(kh, kw)
+    identity[kh // 2, kw // 2] = 1
+    return identity

@@ -1,0 +1,50 @@
+"""Gradients of the local operators in terms of the same backend's operators, to any order."""
+
+import torch
+from torch import Tensor
+
+from . import schema  # noqa: F401 - defines the operators differentiated here
+from ..backend import DEVICE_TYPES
+from ..library import LIBRARY, NAMESPACE
+
+
+def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Differentiable local aggregation on `backend`; weight and bias in the accumulation dtype."""
+    return getattr(torch.ops.container_kernels, f"local_fwd_{backend}")(x, weight, bias)
+
+
+def local_weight_gradient(
+    backend: str, grad_out: Tensor, x: Tensor, kh: int, kw: int
+) -> tuple[Tensor, Tensor]:
+    return getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}")(grad_out, x, kh, kw)
+
+
+def _register(backend: str) -> None:
+    def save_inputs(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+
+    def backward(ctx, grad_out):
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if need_x:
+            grad_x = local_forward(backend, grad_out, weight.flip(1, 2), None)
+        if need_weight or need_bias:
+            grad_weight, grad_bias = local_weight_gradient(backend, grad_out, x, *weight.shape[1:])
+        return grad_x, grad_weight if need_weight else None, grad_bias if need_bias else None
+
+    # The weight gradient is linear in each of its inputs, so its own derivatives are local aggregations again.
+    def double_backward(ctx, of_grad_weight, of_grad_bias):
+        grad_out, x = ctx.saved_tensors
+        of_grad_out = local_forward(backend, x, of_grad_weight, of_grad_bias)
+        of_x = local_forward(backend, grad_out, of_grad_weight.flip(1, 2), None)
+        return of_grad_out, of_x, None, None
+
+    for name, formula in (("local_fwd", backward), ("local_bwd_weight", double_backward)):
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save_inputs, lib=LIBRARY
+        )
+
+
+for _backend in DEVICE_TYPES:
+    _register(_backend)

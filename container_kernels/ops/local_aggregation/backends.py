@@ -1,0 +1,10 @@
+"""What each backend needs to serve local aggregation."""
+
+from torch import Tensor
+
+from ..backend import why_not_here
+
+
+def why_not(name: str, x: Tensor) -> str | None:
+    """None when backend `name` can serve input `x`, else the reason."""
+    return why_not_here(name, x)

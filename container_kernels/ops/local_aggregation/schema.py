@@ -1,0 +1,62 @@
+"""The operators behind local aggregation: definition, output allocation, one kernel and one fake for each backend.
+
+    local_fwd_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)
+    local_bwd_weight_<backend>(grad_out, x, kh, kw) -> grad_weight (C, kh, kw), grad_bias (C,)
+
+Weight, bias and their gradients are in the accumulation dtype. The input gradient is `local_fwd` of `grad_out`
+with the filters turned by 180 degrees, so it needs no operator of its own.
+"""
+
+from importlib import import_module
+
+from torch import Tensor
+
+from ..backend import DEVICE_TYPES
+from ..library import accumulation_dtype, define, new_empty, rows_contiguous
+
+
+def _forward_outputs(x: Tensor) -> Tensor:
+    return new_empty(x, tuple(x.shape))
+
+
+def _backward_weight_outputs(x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
+    dtype, channels = accumulation_dtype(x.dtype), x.shape[-1]
+    return new_empty(x, (channels, kh, kw), dtype), new_empty(x, (channels,), dtype)
+
+
+def _register(backend: str, device_types: tuple[str, ...]) -> None:
+    def kernels():
+        return import_module(f"{__package__}.{backend}")
+
+    def forward(x, weight, bias):
+        out = _forward_outputs(x)
+        if out.numel():
+            bias = None if bias is None else bias.contiguous()
+            kernels().forward(rows_contiguous(x), weight.contiguous(), bias, out=out)
+        return out
+
+    def backward_weight(grad_out, x, kh, kw):
+        grad_weight, grad_bias = _backward_weight_outputs(x, kh, kw)
+        if x.numel():
+            kernels().backward_weight(
+                rows_contiguous(grad_out), rows_contiguous(x), grad_weight=grad_weight, grad_bias=grad_bias
+            )
+            return grad_weight, grad_bias
+        return grad_weight.zero_(), grad_bias.zero_()
+
+    define(
+        f"local_fwd_{backend}(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        forward,
+        lambda x, weight, bias: _forward_outputs(x),
+        device_types,
+    )
+    define(
+        f"local_bwd_weight_{backend}(Tensor grad_out, Tensor x, SymInt kh, SymInt kw) -> (Tensor, Tensor)",
+        backward_weight,
+        lambda grad_out, x, kh, kw: _backward_weight_outputs(x, kh, kw),
+        device_types,
+    )
+
+
+for _backend, _device_types in DEVICE_TYPES.items():
+    _register(_backend, _device_types)

@@ -1,0 +1,11 @@
+"""What `local_aggregation` accepts."""
+
+from ..validation import check_bias, check_tensor, check_window
+
+
+def validate(x, weight, bias) -> None:
+    check_tensor("x", x, 4, "(B, H, W, C)")
+    channels = x.shape[-1]
+    check_window("weight", weight, channels, "x", x)
+    if bias is not None:
+        check_bias("bias", bias, channels, "x", x)

@@ -1,0 +1,48 @@
+"""Checks every op makes of its arguments, before any kernel runs.
+
+A message names the argument, what was expected and what came.
+"""
+
+import torch
+from torch import Tensor
+
+FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_WINDOW = 7
+
+
+def check_tensor(name: str, value, ndim: int, shape_name: str) -> None:
+    """`value` is a floating-point tensor with `ndim` dimensions, described as `shape_name`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor {shape_name}, got {type(value).__name__}")
+    if value.dtype not in FLOATING_DTYPES:
+        raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions {shape_name}, got shape {tuple(value.shape)}")
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...], shape_name: str) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name}: expected {shape_name} = {shape}, got {tuple(value.shape)}")
+
+
+def check_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} as {like_name}, got {value.device}")
+
+
+def check_window(name: str, weight, channels: int, like_name: str, like: Tensor) -> None:
+    """`weight` holds one odd kh × kw filter for each of `channels` channels."""
+    check_tensor(name, weight, 3, "(C, kh, kw)")
+    kh, kw = weight.shape[1:]
+    if weight.shape[0] != channels or kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"{name}: expected (C, kh, kw) = ({channels}, odd, odd), got {tuple(weight.shape)}")
+    if max(kh, kw) > MAX_WINDOW:
+        raise ValueError(f"{name}: expected kh and kw up to {MAX_WINDOW}, got {tuple(weight.shape)}")
+    check_device(name, weight, like_name, like)
+
+
+def check_bias(name: str, bias, channels: int, like_name: str, like: Tensor) -> None:
+    """`bias` holds one number for each of `channels` channels."""
+    check_tensor(name, bias, 1, "(C,)")
+    check_shape(name, bias, (channels,), "(C,)")
+    check_device(name, bias, like_name, like)
