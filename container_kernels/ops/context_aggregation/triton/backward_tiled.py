@@ -1,0 +1,172 @@
+"""Backward of the mix for any number of tokens: one kernel by query tiles, then one by key tiles.
+
+The formulas are those of backward_row.py. delta must be complete before any dS exists, and is not
+grad_out·out (out holds the static terms too), so the first kernel walks the keys twice.
+"""
+
+import triton
+import triton.language as tl
+
+from ...triton_primitives import rounded
+from .backward_row import finish_grad_v
+from .primitives import LOG2E, dot, head_of, head_of_contiguous, load_tokens, locate, store_tokens
+
+
+@triton.jit
+def weights_and_gradient(
+    q,
+    grad_out,
+    k,
+    v,
+    logsumexp_log2,
+    keys,
+    n,
+    scale_log2,
+    PRECISION: tl.constexpr,
+):
+    """P and dP of one (queries, keys) tile, P recomputed from logsumexp and zero for absent keys."""
+    zeros = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
+    scores = dot(q, tl.trans(k), zeros, PRECISION) * scale_log2 - logsumexp_log2[:, None]
+    weights = tl.where(keys[None, :] < n, tl.exp2(scores), 0.0)
+    return weights, dot(grad_out, tl.trans(v), zeros, PRECISION)
+
+
+@triton.jit
+def backward_query_kernel(
+    grad_out_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    alpha_ptr,
+    logsumexp_ptr,
+    grad_q_ptr,
+    delta_ptr,
+    grad_out_strides,
+    q_strides,
+    k_strides,
+    v_strides,
+    n,
+    num_heads,
+    scale,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """grad_q and delta (B, M, N) of one block of queries."""
+    tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
+    queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    k_head = head_of(k_ptr, k_strides, batch, head)
+    v_head = head_of(v_ptr, v_strides, batch, head)
+    rows = (batch * num_heads + head) * n + queries
+
+    q = load_tokens(head_of(q_ptr, q_strides, batch, head), queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
+    grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
+    grad_out = load_tokens(grad_out_head, queries, n, grad_out_strides[1], HEAD_DIM, BLOCK_D)
+    logsumexp_log2 = tl.load(logsumexp_ptr + rows, mask=queries < n, other=float("inf")) * LOG2E
+
+    delta = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, n, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
+        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+        weights, grad_weights = weights_and_gradient(
+            q, grad_out, k, v, logsumexp_log2, keys, n, scale * LOG2E, PRECISION
+        )
+        delta += tl.sum(weights * grad_weights, 1)
+    tl.store(delta_ptr + rows, delta, mask=queries < n)
+
+    grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, n, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
+        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+        weights, grad_weights = weights_and_gradient(
+            q, grad_out, k, v, logsumexp_log2, keys, n, scale * LOG2E, PRECISION
+        )
+        grad_scores = weights * (grad_weights - delta[:, None])
+        grad_q = dot(rounded(grad_scores, k.dtype), k, grad_q, PRECISION)
+    grad_q *= tl.load(alpha_ptr + head) * scale
+    grad_q_head = head_of_contiguous(grad_q_ptr, batch, head, n, num_heads, HEAD_DIM)
+    store_tokens(grad_q_head, grad_q, queries, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def backward_key_kernel(
+    grad_out_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    alpha_ptr,
+    taps_ptr,
+    affinity_ptr,
+    logsumexp_ptr,
+    delta_ptr,
+    grad_k_ptr,
+    grad_v_ptr,
+    grad_out_strides,
+    q_strides,
+    k_strides,
+    v_strides,
+    n,
+    num_heads,
+    height,
+    width,
+    scale,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """grad_k and grad_v of one block of keys; rows of (keys, queries) never mix, so absent keys need no mask."""
+    tile, head, batch = locate(tl.cdiv(n, BLOCK_N), num_heads)
+    keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    q_head = head_of(q_ptr, q_strides, batch, head)
+    grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
+    rows = (batch * num_heads + head) * n
+    alpha = tl.load(alpha_ptr + head)
+
+    k = load_tokens(head_of(k_ptr, k_strides, batch, head), keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
+    v = load_tokens(head_of(v_ptr, v_strides, batch, head), keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+    grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    grad_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for start in range(0, n, BLOCK_M):
+        queries = start + tl.arange(0, BLOCK_M)
+        q = load_tokens(q_head, queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
+        grad_out = load_tokens(grad_out_head, queries, n, grad_out_strides[1], HEAD_DIM, BLOCK_D)
+        logsumexp = tl.load(logsumexp_ptr + rows + queries, mask=queries < n, other=float("inf"))
+        delta = tl.load(delta_ptr + rows + queries, mask=queries < n, other=0.0)
+        zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        scores = dot(k, tl.trans(q), zeros, PRECISION) * (scale * LOG2E) - (logsumexp * LOG2E)[None, :]
+        weights = tl.exp2(scores)
+        grad_v = dot(rounded(weights, grad_out.dtype), grad_out, grad_v, PRECISION)
+        grad_weights = dot(v, tl.trans(grad_out), zeros, PRECISION)
+        grad_scores = weights * (grad_weights - delta[None, :])
+        grad_k = dot(rounded(grad_scores, q.dtype), q, grad_k, PRECISION)
+
+    grad_k_head = head_of_contiguous(grad_k_ptr, batch, head, n, num_heads, HEAD_DIM)
+    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    finish_grad_v(
+        grad_v * alpha,
+        grad_out_head,
+        taps_ptr,
+        affinity_ptr,
+        head_of_contiguous(grad_v_ptr, batch, head, n, num_heads, HEAD_DIM),
+        head,
+        keys,
+        n,
+        num_heads,
+        height,
+        width,
+        grad_out_strides[1],
+        KERNEL_H,
+        KERNEL_W,
+        PRECISION,
+        HEAD_DIM,
+        BLOCK_D,
+        BLOCK_M,
+    )
