@@ -18,7 +18,6 @@ from timm.models import (
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
@@ -105,7 +104,7 @@ class Container(nn.Module):
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         strides: Sequence[int] = (4, 2, 2, 2),
         dynamic: bool | Sequence[bool] = True,
-        static: Static | None | Sequence[Static | None] = "local",
+        static: Static | Sequence[Static | None] | None = "local",
         kernel_size: int = 5,
         mixing: Mixing | Sequence[Mixing] = "gate",
         qkv_bias: bool = True,

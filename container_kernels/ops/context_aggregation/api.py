@@ -73,7 +73,7 @@ def context_aggregation(
 def _context_aggregation(
     q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend
 ) -> Tensor:
-    _, _, heads, head_dim = v.shape
+    head_dim = v.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     # An exported program must run without this package: it gets plain PyTorch operators.
     chosen = "reference" if torch.compiler.is_exporting() else choose(backend, why_not, v)

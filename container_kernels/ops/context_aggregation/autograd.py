@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import schema  # noqa: F401 - defines the operators differentiated here
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE, refuse_double_backward
 from ..local_aggregation.autograd import local_weight_gradient
+from . import schema  # noqa: F401 - defines the operators differentiated here
 
 
 def mix_forward(
@@ -28,7 +28,7 @@ def mix_forward(
 
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
-    """dL/d affinity[m,i,j] = Σ_{b,d} grad_out[b,i,m,d] v[b,j,m,d]: a batched matrix product, which a library does best."""
+    """grad_affinity[m,i,j] = Σ_{b,d} grad_out[b,i,m,d] v[b,j,m,d]: a matrix product, which a library does best."""
     return torch.einsum("bimd,bjmd->mij", grad_out, v)
 
 
@@ -44,8 +44,8 @@ def _register(backend: str) -> None:
         height, width, scale = ctx.geometry
         operator = getattr(torch.ops.container_kernels, f"mix_bwd_{backend}")
         grads = operator(grad_out, q, k, v, alpha, local_weight, affinity, logsumexp, height, width, scale)
+        need_weight, need_bias, need_affinity = ctx.needs_input_grad[4:7]
         grad_weight = grad_bias = grad_affinity = None
-        _, _, _, _, need_weight, need_bias, need_affinity, *_ = ctx.needs_input_grad
         if need_weight or need_bias:
             grid = (height, width)
             grad_weight, grad_bias = local_weight_gradient(

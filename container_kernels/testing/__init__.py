@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""What our tests and benchmarks stand on, for the tests of others too: eager equivalents, inputs, error budgets."""
+
+from ..ops.library import poisoned_outputs
+from .budget import assert_within_budget
+from .eager import eager_context_aggregation, eager_local_aggregation
+from .inputs import MixCase, MixInputs
+
+__all__ = [
+    "MixCase",
+    "MixInputs",
+    "assert_within_budget",
+    "eager_context_aggregation",
+    "eager_local_aggregation",
+    "poisoned_outputs",
+]

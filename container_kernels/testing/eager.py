@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""The operations as a user of plain PyTorch would write them: baselines for error budgets and for speed."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def eager_context_aggregation(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor,
+    *,
+    alpha: Tensor | float = 1.0,
+    beta: Tensor | float = 1.0,
+    local_weight: Tensor | None = None,
+    local_bias: Tensor | None = None,
+    affinity: Tensor | None = None,
+    grid_size: tuple[int, int] | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """`context_aggregation` by `scaled_dot_product_attention`, `conv2d`, `matmul` and a weighted sum, in one dtype."""
+    batch, tokens, heads, head_dim = v.shape
+    values = v.transpose(1, 2)  # (B, M, N, D)
+    dynamic = static = None
+    if q is not None:
+        dynamic = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), values, scale=scale)
+        dynamic = _per_head(alpha, v) * dynamic
+    if local_weight is not None:
+        image = v.flatten(2).transpose(1, 2).unflatten(2, grid_size)  # (B, C, H, W)
+        kh, kw = local_weight.shape[1:]
+        weight = local_weight.to(v.dtype)[:, None]
+        bias = None if local_bias is None else local_bias.to(v.dtype)
+        static = F.conv2d(image, weight, bias, padding=(kh // 2, kw // 2), groups=heads * head_dim)
+        static = static.flatten(2).unflatten(1, (heads, head_dim)).transpose(2, 3)
+    if affinity is not None:
+        dense = affinity.to(v.dtype) @ values
+        static = dense if static is None else static + dense
+    if static is not None:
+        static = _per_head(beta, v) * static
+    out = static if dynamic is None else dynamic if static is None else dynamic + static
+    return out.transpose(1, 2)
+
+
+def eager_local_aggregation(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: bool = False) -> Tensor:
+    """`local_aggregation` by `conv2d`, in one dtype."""
+    kh, kw = weight.shape[1:]
+    image = x.permute(0, 3, 1, 2)
+    bias = None if bias is None else bias.to(x.dtype)
+    out = F.conv2d(image, weight.to(x.dtype)[:, None], bias, padding=(kh // 2, kw // 2), groups=weight.shape[0])
+    return (out + image if residual else out).permute(0, 2, 3, 1)
+
+
+def _per_head(factor: Tensor | float, v: Tensor) -> Tensor | float:
+    return factor if isinstance(factor, float | int) else factor.to(v.dtype).reshape(-1, 1, 1)
