@@ -71,9 +71,7 @@ def quoted(command: list[str | Path]) -> str:
 def run(command: list[str | Path]) -> str:
     """What the command prints; CannotBuild with the command and its first error lines when it fails."""
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError as error:
         raise CannotBuild(f"{quoted(command)}\n{error}") from error
     if done.returncode:
@@ -292,9 +290,7 @@ class BuildExtension(build_ext):
             record["reason"] = str(failure)
             print(f"{ext.name} is not built: {failure}", file=sys.stderr)
             if env.flag("CONTAINER_KERNELS_REQUIRE_EXT"):
-                raise SystemExit(
-                    f"CONTAINER_KERNELS_REQUIRE_EXT is set, but {ext.name} is not built"
-                ) from failure
+                raise SystemExit(f"CONTAINER_KERNELS_REQUIRE_EXT is set, but {ext.name} is not built") from failure
             # A module of an earlier build would belie the record.
             target.unlink(missing_ok=True)
             if self.in_source_tree:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """`python -m container_kernels`: what is installed here, which backends can run, why the others cannot."""
 
-import os
 import platform
 from importlib import metadata
 
@@ -70,12 +69,12 @@ def _extension_rows(record, cpu) -> Rows:
     if "compiler" in built:
         rows.append(("compiler", f"{built['compiler']}: {built['compiler_version']}"))
     if "isa_levels" in built:
-        unknown = built["isa_levels_unknown_to_compiler"]
+        unknown = ", ".join(built["isa_levels_unknown_to_compiler"])
+        left_out = f" (unknown to the compiler: {unknown})" if unknown else ""
         rows += [
             ("flags", built["flags"]),
             ("OpenMP", "yes" if built["openmp"] else "no: the compiler does not support it"),
-            ("ISA levels", ", ".join(built["isa_levels"])),
-            *([("", f"unknown to the compiler: {', '.join(unknown)}")] if unknown else []),
+            ("ISA levels", ", ".join(built["isa_levels"]) + left_out),
         ]
     if cpu is not None:
         rows.append(("ISA in use", cpu.isa()))
@@ -93,9 +92,8 @@ def _backends() -> Rows:
 def _variables(variables: dict[str, _env.Variable]) -> Rows:
     rows = []
     for name, variable in variables.items():
-        state = (
-            f"set to {os.environ[name]!r}" if name in os.environ else f"default {variable.default or 'unset'}"
-        )
+        now = _env.value(name)
+        state = f"default {now or 'unset'}" if now == variable.default else f"set to {now}"
         rows.append((name, f"{variable.meaning} [{state}]"))
     return rows
 

@@ -25,9 +25,7 @@ BUILD_VARIABLES = {
 }
 RUN_VARIABLES = {
     "CONTAINER_KERNELS_BACKEND": Variable(None, "backend to use in place of the automatic choice"),
-    "TRITON_INTERPRET": Variable(
-        "0", "1 runs Triton kernels on CPU tensors, slowly, for tests (Triton's own)"
-    ),
+    "TRITON_INTERPRET": Variable("0", "1 runs Triton kernels on CPU tensors, slowly, for tests (Triton's own)"),
 }
 VARIABLES = BUILD_VARIABLES | RUN_VARIABLES
 
@@ -41,7 +39,8 @@ def value(name: str) -> str | None:
     Raises:
         KeyError: the name is not in ``VARIABLES``.
     """
-    return os.environ.get(name) or VARIABLES[name].default
+    default = VARIABLES[name].default
+    return os.environ.get(name) or default
 
 
 def flag(name: str) -> bool:

@@ -4,12 +4,15 @@
 `cpu` is the module of the CPU kernels, or None; then `why_no_cpu` says why, else it is None.
 """
 
+import sys
 import sysconfig
 from types import ModuleType
 from typing import Any
 
 # Before the extension, which then shares the OpenMP runtime that torch brings.
 import torch  # noqa: F401
+
+SOABI = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
 
 
 def _read_build_record() -> dict[str, Any]:
@@ -35,9 +38,8 @@ def _about_build(module: str) -> str:
     """What the build has to do with `module` not being there."""
     if not build_record:
         return "nothing was built here: pip install . builds it"
-    here, built_for = sysconfig.get_config_var("SOABI"), build_record["python"]
-    if here != built_for:
-        return f"it was built for {built_for}, this is {here}: run pip install again"
+    if build_record["python"] != SOABI:
+        return f"it was built for {build_record['python']}, this is {SOABI}: run pip install again"
     if build_record[module]["built"]:
         return f"it was built by {build_record[module]['compiler_version']}"
     return f"the build said: {build_record[module]['reason']}"

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: MIT
+"""setup.py: what it builds, what it leaves alone, and that only an explicit wish makes an install fail.
+
+Each test builds a copy of the repository in which a few lines stand for the C++ sources, so that a build takes
+a second; the copy is otherwise the real thing.
+"""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from container_kernels import _extension
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = f"_C_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
+
+# level() tells its level, whether its code may use AVX-512 (+ or -), and the same as a function sees it that all
+# levels define and the linker keeps once.
+KERNEL_HEADER = """
+#pragma once
+#ifdef __AVX512F__
+#define SIGN "+"
+#else
+#define SIGN "-"
+#endif
+__attribute__((noinline)) inline const char* shared_sign() { return SIGN; }
+"""
+KERNEL = """
+#include "level.h"
+#include <string>
+#define TEXT2(x) #x
+#define TEXT(x) TEXT2(x)
+namespace CK_ISA {
+std::string level() { return std::string(TEXT(CK_ISA) SIGN) + shared_sign(); }
+}
+"""
+BINDINGS = """
+#include <Python.h>
+#include <string>
+namespace baseline { std::string level(); }
+namespace v3 { std::string level(); }
+namespace v4 { std::string level(); }
+static PyObject* levels(PyObject*, PyObject*) {
+    std::string text = baseline::level();
+#ifdef CK_HAVE_V3
+    if (__builtin_cpu_supports("x86-64-v3")) text += " " + v3::level();
+#endif
+#ifdef CK_HAVE_V4
+    if (__builtin_cpu_supports("x86-64-v4")) text += " " + v4::level();
+#endif
+    return PyUnicode_FromString(text.c_str());
+}
+static PyMethodDef methods[] = {{"levels", levels, METH_NOARGS, nullptr}, {}};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_cpu", nullptr, -1, methods};
+PyMODINIT_FUNC PyInit__C_cpu() { return PyModule_Create(&definition); }
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the repository with small C++ sources, and with a blank and a dollar in its path."""
+    tree = tmp_path / "a $tree"
+    generated = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
+    shutil.copytree(ROOT / "container_kernels", tree / "container_kernels", ignore=generated)
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("python", "tests", "bench"):
+        (tree / name).mkdir()
+        (tree / name / "__init__.py").touch()
+    kernels = tree / "csrc" / "op"
+    kernels.mkdir(parents=True)
+    (kernels / "level.h").write_text(KERNEL_HEADER)
+    (kernels / "level_kernel.cpp").write_text(KERNEL)
+    (tree / "csrc" / "bindings_cpu.cpp").write_text(BINDINGS)
+    return tree
+
+
+def python(*arguments, cwd, check=True, **variables):
+    """The interpreter's run with these environment variables on top; if checked, it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {name: str(text) for name, text in variables.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0 or not check, done.stdout
+    return done
+
+
+def build(tree, **variables):
+    """Build in place; the record and what was printed."""
+    printed = python("setup.py", "build_ext", "--inplace", cwd=tree, **variables).stdout
+    return read_record(tree), printed
+
+
+def read_record(folder):
+    return runpy.run_path(str(folder / "container_kernels" / "_build_info.py"))["RECORD"]
+
+
+def compiled(printed):
+    """Names of the sources that ninja compiled."""
+    return re.findall(r"-c \S*?/(\w+\.cpp)|-c '[^']*?/(\w+\.cpp)'", printed)
+
+
+def runnable_levels(tree):
+    """What the level() of each level says that this processor can run."""
+    program = "import _C_cpu; print(_C_cpu.levels())"
+    return python("-c", program, cwd=tree / "container_kernels").stdout.split()
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_kernels_are_built_once_per_isa_level(tree):
+    record, printed = build(tree)
+    assert record["cpu"]["built"], record
+    levels = record["cpu"]["isa_levels"]
+    assert levels[0] == "baseline"
+    assert len(compiled(printed)) == 1 + len(levels)
+    # The second sign: a function shared by the levels is the baseline's, whoever calls it.
+    expected = {"baseline": "baseline--", "v3": "v3--", "v4": "v4+-"}
+    runnable = runnable_levels(tree)
+    assert runnable == [expected[level] for level in levels][: len(runnable)]
+    assert runnable
+
+
+@needs_compiler
+def test_a_level_unknown_to_the_compiler_is_left_out(tree):
+    old = executable(tree / "old-compiler", f'case "$*" in *x86-64-v4*) exit 1;; esac\nexec {COMPILER} "$@"')
+    record, _ = build(tree, CXX=f"sh '{old}'")
+    assert "v4" not in record["cpu"]["isa_levels"]
+    assert "v4" in record["cpu"]["isa_levels_unknown_to_compiler"]
+    assert runnable_levels(tree)[0] == "baseline--"
+    assert "v4+-" not in runnable_levels(tree)
+
+
+@needs_compiler
+def test_an_unchanged_repeat_compiles_nothing(tree, tmp_path):
+    build(tree)
+    assert "no work to do" in build(tree)[1]
+    # With build isolation pybind11 lies elsewhere each time.
+    import pybind11
+
+    elsewhere = tmp_path / "isolated"
+    shutil.copytree(Path(pybind11.__file__).parent, elsewhere / "pybind11")
+    assert "no work to do" in build(tree, PYTHONPATH=elsewhere)[1]
+
+
+@needs_compiler
+def test_a_changed_header_recompiles_what_includes_it(tree):
+    record, _ = build(tree)
+    header = tree / "csrc" / "op" / "level.h"
+    header.write_text(KERNEL_HEADER + "// changed\n")
+    _, printed = build(tree)
+    assert len(compiled(printed)) == len(record["cpu"]["isa_levels"])
+    assert "bindings_cpu.cpp" not in printed
+
+
+@needs_compiler
+def test_without_ninja_everything_is_compiled(tree):
+    program = """
+import runpy, shutil, sys
+sys.modules["ninja"] = None
+which = shutil.which
+shutil.which = lambda name, **options: None if name == "ninja" else which(name, **options)
+sys.argv = ["setup.py", "build_ext", "--inplace"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    python("-c", program, cwd=tree)
+    assert read_record(tree)["cpu"]["ninja"] is None
+    assert runnable_levels(tree)[0] == "baseline--"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"CONTAINER_KERNELS_BUILD_EXT": "0"}, "turned off by CONTAINER_KERNELS_BUILD_EXT"),
+        ({"CXX": "no-such-compiler -m64"}, "CXX names was not found: no-such-compiler -m64"),
+        ({"CXX": "false"}, "false --version"),
+        pytest.param({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive integer", marks=needs_compiler),
+    ],
+)
+def test_a_build_that_cannot_be_done_is_recorded(tree, variables, reason):
+    stale = tree / "container_kernels" / MODULE
+    stale.touch()
+    record, printed = build(tree, **variables)
+    assert not record["cpu"]["built"]
+    assert reason in record["cpu"]["reason"]
+    assert reason in printed
+    assert not stale.exists(), "a module of an earlier build was left behind"
+
+
+@needs_compiler
+def test_a_failing_compilation_still_installs(tree, tmp_path):
+    # It must not take the module of this build along.
+    build(tree)
+    (tree / "csrc" / "op" / "level_kernel.cpp").write_text("#error this line is broken\n")
+    target = tmp_path / "site"
+    python(
+        *("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, "."),
+        cwd=tree,
+    )
+    reason = read_record(target)["cpu"]["reason"]
+    assert "this line is broken" in reason
+    assert "level_kernel.cpp" in reason.splitlines()[0], "the reason starts with the command that failed"
+    assert not (target / "container_kernels" / MODULE).exists()
+    assert (target / "container_kernels" / "__init__.py").exists()
+
+
+def test_an_extension_that_is_required_fails_the_build(tree):
+    done = python(
+        *("setup.py", "build_ext", "--inplace"),
+        cwd=tree,
+        check=False,
+        CXX="no-such-compiler",
+        CONTAINER_KERNELS_REQUIRE_EXT="1",
+    )
+    assert done.returncode != 0
+    assert "no-such-compiler" in done.stdout
+    assert "CONTAINER_KERNELS_REQUIRE_EXT is set" in done.stdout
+
+
+@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
+def test_nvcc_of_the_named_toolkit_is_recorded(tree, tmp_path, variable):
+    nvcc = executable(tmp_path / "toolkit" / "bin" / "nvcc", "exit 0")
+    others = {"CUDA_HOME": "", "CUDA_PATH": ""}
+    record, _ = build(tree, **(others | {variable: nvcc.parent.parent, "CONTAINER_KERNELS_BUILD_EXT": "0"}))
+    assert record["cuda"] == {"built": False, "reason": "csrc holds no CUDA sources", "nvcc": str(nvcc)}
+
+
+@needs_compiler
+def test_wheel_holds_the_package_and_the_module_alone(tree, tmp_path):
+    # What an editable install of another interpreter leaves in the source tree.
+    (tree / "container_kernels" / "_C_cpu.other-abi.so").touch()
+    (tree / "container_kernels" / "_build_info.py").write_text("RECORD = 'stale'\n")
+    python(*("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."), cwd=tree)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    held = {name for name in names if ".dist-info/" not in name}
+    sources = {str(path.relative_to(tree)) for path in (tree / "container_kernels").rglob("*.py")}
+    assert held == sources | {f"container_kernels/{MODULE}"}
+    assert any("triton" in name for name in held)
+    assert any(name.endswith("LICENSE") for name in names)
+    zipfile.ZipFile(wheel).extract("container_kernels/_build_info.py", tmp_path)
+    assert read_record(tmp_path)["cpu"]["built"]
+
+
+def test_sdist_holds_the_sources_and_nothing_generated(tree):
+    build(tree, CONTAINER_KERNELS_BUILD_EXT="0")
+    python("setup.py", "--quiet", "sdist", "--formats=zip", cwd=tree)
+    (sdist,) = (tree / "dist").glob("*.zip")
+    names = {name.partition("/")[2] for name in zipfile.ZipFile(sdist).namelist()}
+    assert {
+        "setup.py",
+        "LICENSE",
+        "csrc/bindings_cpu.cpp",
+        "csrc/op/level.h",
+        "csrc/op/level_kernel.cpp",
+    } <= names
+    assert "container_kernels/_build_info.py" not in names
+    assert not [name for name in names if name.startswith("build/")]
+
+
+@pytest.mark.skipif(_extension.cpu is None, reason=f"no extension here: {_extension.why_no_cpu}")
+def test_the_installed_module_needs_no_torch_library():
+    printed = subprocess.run(
+        ["readelf", "--dynamic", _extension.cpu.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", printed)
+    assert any(name.startswith("libstdc++") for name in needed), printed
+    assert not [name for name in needed if re.search("torch|c10|cuda|python", name)], needed
