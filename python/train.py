@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""Train an image classifier: CONTAINER or any other model of timm, with the recipe of DeiT.
+
+python python/train.py                                          handwritten digits, a minute on a CPU
+python python/train.py --data-path IMAGENET --output-dir RUN    the recipe of the release
+torchrun --nproc-per-node 8 python/train.py --data-path …       one process per GPU
+python python/train.py --resume RUN/last.pth                    continue a run with its options
+python python/train.py --eval --resume RUN/best.pth             evaluate only
+"""
+
+from __future__ import annotations
+
+import os
+
+from training.build import Run, build_run
+from training.checkpoint import read_run
+from training.distributed import join_world, launched_size
+from training.engine import fit
+from training.entry import run_program
+from training.errors import DataError
+from training.interrupt import Interrupted, StopGuard
+from training.judge import judge_checkpoint, settings_from
+from training.options import flag, parse_explicit
+from training.progress import Progress
+from training.report import Report
+from training.rules import check, require_file, resolve
+from training.run_folder import choose_folder
+from training.sources import open_training_sources
+from training.state import restore
+
+
+def main(argv: list[str]) -> Run | None:
+    """Train, and return the finished run; with --eval only evaluate.
+
+    Raises:
+        UserError: something the user can put right.
+        Interrupted: stopped by a signal; the state was saved.
+    """
+    explicit = parse_explicit(argv, __doc__)
+    require_file("resume", explicit.get("resume"))
+    resumes = "resume" in explicit and not explicit.get("eval")
+    saved = read_run(explicit["resume"]) if resumes else None
+    options = resolve(explicit, saved["options"] if saved else None)
+    check(options, set(explicit), launched_size())
+    if options.eval:
+        judge_checkpoint(settings_from(explicit))
+        return None
+
+    sources = open_training_sources(options.data_path, options.val_path)
+    folder = choose_folder(options)
+    world = join_world(options.device)
+    guard = StopGuard(world)
+    run = build_run(options, world, guard, sources, folder)
+    remark = restore(run, saved) if saved else None
+    report, progress = Report(run), Progress(world.is_main, options.log_seconds)
+    if world.is_main:
+        os.makedirs(folder, exist_ok=True)
+        print(report.describe_start(), *([remark] if remark else []), "", sep="\n", flush=True)
+    try:
+        fit(run, report, progress)
+    except (Interrupted, DataError):
+        if world.is_main:
+            print(f"saved; continue with: python python/train.py {flag('resume')} {report.last}", flush=True)
+        raise
+    if world.is_main:
+        print("", report.describe_end(), sep="\n")
+    return run
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,220 @@
+"""Puts a run together from its options: data, model, optimizer, schedule, moving average."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import timm
+import timm.loss
+import timm.optim
+import torch
+from timm.data import resolve_data_config
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+import container_kernels  # noqa: F401  registers our models with timm
+from training import data
+from training.checkpoint import load_weights
+from training.distributed import World
+from training.errors import OptionError
+from training.interrupt import StopGuard
+from training.options import Options
+from training.randomness import seed_everything
+from training.rules import mixes, peak_lr
+from training.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """Where and how tensors are computed."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def autocast(self) -> torch.autocast:
+        """The context of every forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+@dataclasses.dataclass
+class Position:
+    """How far a run is: `step` steps of `epoch` are done; the sums are those of the epoch so far, over all ranks."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """A model's form for inference and the images it is judged on."""
+
+    world: World
+    compute: Compute
+    image_format: data.ImageFormat
+    batches: data.EvaluationBatches
+    loader: DataLoader
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything the training loop works with."""
+
+    options: Options
+    world: World
+    compute: Compute
+    guard: StopGuard
+    classes: list[str]
+    training_images: int
+    data_name: str
+    image_format: data.ImageFormat
+    batches: data.TrainingBatches
+    loader: DataLoader
+    augment: data.Augmenter
+    evaluation: Evaluation
+    model: nn.Module
+    network: nn.Module  # the model as training calls it: replicated, compiled
+    inference: nn.Module  # the model as evaluation calls it: compiled, no collectives
+    ema: ModelEmaV3 | None
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    output_dir: str
+    position: Position = dataclasses.field(default_factory=Position)
+    history: list[dict] = dataclasses.field(default_factory=list)
+
+
+def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[Source, Source], output_dir: str) -> Run:
+    """Assemble a run at its beginning.
+
+    Raises:
+        OptionError: the model or the optimizer refuses an option.
+        DataError: there are fewer images than a batch needs.
+        CheckpointError: --initial-checkpoint does not fit the model.
+    """
+    train, val = sources
+    compute = make_compute(world.device, options.amp_dtype, options.channels_last)
+    seed_everything(options.seed)
+    model = build_model(
+        options.model, len(train.classes), options.input_size, drop_rate=options.drop, drop_path_rate=options.drop_path
+    )
+    if options.initial_checkpoint:
+        load_weights(model, options.initial_checkpoint, new_classes=True)
+    if options.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device=compute.device, memory_format=compute.memory_format)
+    ema = ModelEmaV3(model, decay=options.model_ema_decay) if options.model_ema else None
+    inference = torch.compile(model) if options.compile else model
+    network = inference
+    if world.size > 1:
+        network = DistributedDataParallel(model)
+        network = torch.compile(network) if options.compile else network
+
+    image_format = make_image_format(model, options.input_size, options.crop_pct)
+    batches = data.TrainingBatches(train, options, world)
+    optimizer = build_optimizer(options, model, world.size)
+    scheduler, _ = create_scheduler_v2(
+        optimizer, options.sched, num_epochs=options.epochs, warmup_epochs=options.warmup_epochs,
+        warmup_lr=options.warmup_lr, min_lr=options.min_lr, decay_epochs=options.decay_epochs,
+        decay_rate=options.decay_rate, step_on_epochs=False, updates_per_epoch=batches.steps,
+    )  # fmt: skip
+    return Run(
+        options=options,
+        world=world,
+        compute=compute,
+        guard=guard,
+        classes=train.classes,
+        training_images=len(train.labels),
+        data_name=os.path.basename(os.path.abspath(options.data_path)) if options.data_path else "handwritten digits",
+        image_format=image_format,
+        batches=batches,
+        loader=data.make_loader(
+            train, data.training_transform(options, image_format), batches, options.num_workers, world
+        ),
+        augment=data.Augmenter(options, len(train.classes), compute.device),
+        evaluation=make_evaluation(
+            val, image_format, compute, world, options.batch_size, options.num_workers, options.limit_batches
+        ),
+        model=model,
+        network=network,
+        inference=inference,
+        ema=ema,
+        criterion=make_criterion(options),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=torch.amp.GradScaler(compute.device.type, enabled=compute.dtype == torch.float16),
+        output_dir=output_dir,
+    )
+
+
+def make_compute(device: torch.device, amp_dtype: str | None, channels_last: bool) -> Compute:
+    """Autocast to bfloat16 on a GPU and plain float32 on a CPU, unless told otherwise."""
+    dtype = amp_dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    return Compute(device, getattr(torch, dtype), torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def build_model(name: str, num_classes: int, input_size: int | None, **rates: float) -> nn.Module:
+    """timm's model `name` for `num_classes`; rates that are 0 are left out, since not every model knows them all.
+
+    Raises:
+        OptionError: the model refuses one of them.
+    """
+    arguments = {key: rate for key, rate in rates.items() if rate > 0}
+    if input_size is not None and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        arguments["img_size"] = input_size
+    try:
+        return timm.create_model(name, num_classes=num_classes, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        settings = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise OptionError(f"--model {name} cannot be built with {settings}: {error}") from error
+
+
+def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> data.ImageFormat:
+    """The model's own input format, with the size and the crop replaced where given."""
+    config = resolve_data_config(model=model)
+    return data.ImageFormat(
+        size=input_size or config["input_size"][-1],
+        crop_pct=crop_pct or config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def make_evaluation(
+    source: Source, image_format: data.ImageFormat, compute: Compute, world: World, batch_size: int, num_workers: int,
+    limit_batches: int | None = None,
+) -> Evaluation:  # fmt: skip
+    """Everything `engine.evaluate` needs besides a model."""
+    batches = data.EvaluationBatches(source, batch_size, world, limit_batches)
+    loader = data.make_loader(source, data.evaluation_transform(image_format), batches, num_workers, world)
+    return Evaluation(world, compute, image_format, batches, loader)
+
+
+def build_optimizer(options: Options, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
+    """timm's optimizer, without weight decay for biases, norms and scalars."""
+    given = dict(eps=options.opt_eps, betas=options.opt_betas)
+    if options.momentum is not None:
+        given["momentum"] = options.momentum
+    return timm.optim.create_optimizer_v2(
+        model, options.opt, lr=peak_lr(options, world_size), weight_decay=options.weight_decay,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+
+
+def make_criterion(options: Options) -> nn.Module:
+    """Cross entropy; mixing brings (smoothed) label distributions of its own."""
+    if mixes(options):
+        return timm.loss.SoftTargetCrossEntropy()
+    if options.smoothing > 0:
+        return timm.loss.LabelSmoothingCrossEntropy(options.smoothing)
+    return nn.CrossEntropyLoss()

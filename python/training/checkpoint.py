@@ -1,0 +1,150 @@
+"""Checkpoints: written atomically, read without executing pickled code.
+
+`last.pth` is the whole state of a run, `best.pth` only the weights that scored best; both keep them under `model`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from typing import Any
+
+import timm.models
+import torch
+from torch import nn
+
+from container_kernels.models import Container
+from container_kernels.models.checkpoint import checkpoint_filter_fn
+from training.errors import CheckpointError
+
+FORMAT = "container_kernels.training/1"
+
+
+@contextlib.contextmanager
+def atomic_write(path: str):
+    """A binary file that replaces `path` when the block ends, and vanishes if the block fails.
+
+    A crash or a full disk at any moment leaves either the old file or the new one.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(path: str, content: dict[str, Any]) -> None:
+    """Write `content` (tensors and plain Python values) to `path` atomically."""
+    with atomic_write(path) as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way
+            raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a checkpoint of this trainer.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not ours.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this trainer (expected format {FORMAT})")
+    return content
+
+
+def read_run(path: str) -> dict[str, Any]:
+    """`read_checkpoint` for a file that a run can be continued from.
+
+    Raises:
+        CheckpointError: as there, or the file holds weights only.
+    """
+    content = read_checkpoint(path)
+    if "optimizer" not in content:
+        raise CheckpointError(f"{path} holds weights only; continue a run from its last.pth")
+    return content
+
+
+def peek_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a checkpoint of this trainer, or {} for any other file of weights.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or would execute code when read.
+    """
+    if path.endswith(".safetensors"):
+        return {}
+    content = _read(path)
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+
+
+def _read(path: str):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+
+
+def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_classes: bool = False) -> None:
+    """Load the weights of a checkpoint of this trainer, of a released one, or of a bare state dict into `model`.
+
+    Args:
+        model: the module to fill.
+        path: the file, `torch.save` or safetensors.
+        use_ema: take the moving average, which `last.pth` keeps beside the weights.
+        new_classes: leave the classifier as it is where its shape differs (fine-tuning).
+
+    Raises:
+        CheckpointError: the file cannot be read, has no moving average, or belongs to another model.
+    """
+    content = peek_checkpoint(path)
+    if content and use_ema and content.get("model_ema") is None:
+        raise CheckpointError(f"{path} keeps no moving average of the weights")
+    try:
+        weights = timm.models.load_state_dict(path, use_ema=use_ema, weights_only=True)
+        if isinstance(model, Container):
+            weights = checkpoint_filter_fn(weights, model)
+        if new_classes:
+            weights = _keep_classifier(model, weights)
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _keep_classifier(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    names = (classifier,) if isinstance(classifier, str) else classifier
+    own = model.state_dict()
+    replaced = {
+        key: own[key]
+        for key in (f"{name}.{part}" for name in names for part in ("weight", "bias"))
+        if key in weights and key in own and weights[key].shape != own[key].shape
+    }
+    return {**weights, **replaced}
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

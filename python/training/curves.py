@@ -1,0 +1,42 @@
+"""The learning curves of a run as a picture."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+TRAIN, VAL, AVERAGE = "#8a8f98", "#1f6feb", "#d9730d"
+
+
+def draw_curves(file: BinaryIO, history: list[dict], title: str) -> None:
+    """Write a PNG: losses on the left, top-1 accuracies on the right, one point per epoch of `history`."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    loss, accuracy = figure.subplots(1, 2)
+    _plot(loss, history, "train_loss", "training", TRAIN)
+    _plot(loss, history, "val_loss", "validation", VAL)
+    _plot(accuracy, history, "val_top1", "validation", VAL)
+    _plot(accuracy, history, "ema_top1", "validation, averaged weights", AVERAGE)
+    best = max(history, key=lambda row: row["val_top1"])
+    accuracy.annotate(
+        f"{best['val_top1']:.2f} %", (best["epoch"], best["val_top1"]), xytext=(0, -16), textcoords="offset points",
+        ha="center", color=VAL,
+    )  # fmt: skip
+    for axes, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(file, format="png", dpi=120)
+
+
+def _plot(axes, history: list[dict], column: str, label: str, color: str) -> None:
+    points = [(row["epoch"], row[column]) for row in history if row[column] is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o", markersize=3, linewidth=1.5)

@@ -1,0 +1,127 @@
+"""Evaluating a checkpoint: what `validate.py` and `train.py --eval` share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from training.build import build_model, make_compute, make_evaluation, make_image_format
+from training.checkpoint import load_weights, peek_checkpoint
+from training.distributed import join_world
+from training.engine import Metrics, evaluate
+from training.errors import DataError, OptionError
+from training.options import option
+from training.progress import Progress
+from training.rules import check_compute, check_model_name, require_file
+from training.sources import open_validation_source
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationOptions:
+    """What is evaluated and how. What is left out comes from the checkpoint, if it is one of `train.py`."""
+
+    checkpoint: str | None = option(None, "the weights", "model")
+    model: str | None = option(None, "any model known to timm (default: the checkpoint's)", "model")
+    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")
+    use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "model")
+
+    data_path: str | None = option(
+        None, "folder or tar of class folders, or of a val, validation or test tree (default: the checkpoint's)", "data"
+    )
+    val_path: str | None = option(None, "folder or tar of class folders, in place of --data-path", "data")
+    input_size: int | None = option(None, "height and width of the images (default: as trained)", "data")
+    crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
+    batch_size: int = option(128, "images per step and process", "data")
+    num_workers: int = option(4, "processes that load images, per rank", "data")
+    limit_batches: int | None = option(None, "use only the first N batches", "data")
+
+    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "compute")
+    amp_dtype: str | None = option(
+        None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "compute"
+    )
+    channels_last: bool = option(True, "channels-last memory layout", "compute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What was evaluated, and the result."""
+
+    model: str
+    checkpoint: str
+    data: str
+    input_size: int
+    metrics: Metrics
+    is_main: bool
+
+    def as_dict(self) -> dict:
+        """Plain values for JSON."""
+        metrics = self.metrics
+        return {
+            "model": self.model, "checkpoint": self.checkpoint, "data": self.data, "input_size": self.input_size,
+            "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss, "images": metrics.images,
+            "images_per_second": metrics.images / metrics.seconds,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        return (
+            f"{self.model} at {self.input_size}×{self.input_size} on {metrics.images:,} images of {self.data}\n"
+            f"top-1 {metrics.top1:.2f} %   top-5 {metrics.top5:.2f} %   loss {metrics.loss:.4f}   "
+            f"{metrics.images / metrics.seconds:.0f} images/s"
+        )
+
+
+def settings_from(explicit: dict) -> ValidationOptions:
+    """The part of `train.py`'s explicit options that matters with --eval."""
+    known = {field.name for field in dataclasses.fields(ValidationOptions)}
+    checkpoint = explicit.get("resume") or explicit.get("initial_checkpoint")
+    return ValidationOptions(
+        checkpoint=checkpoint, **{name: value for name, value in explicit.items() if name in known}
+    )
+
+
+def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgement:
+    """Evaluate a checkpoint, and print the result unless `quiet`.
+
+    Raises:
+        OptionError: the model or the data is not known, neither from an option nor from the checkpoint.
+        CheckpointError: the weights cannot be read or belong to another model.
+        DataError: the images are missing or unreadable, or their classes are not those of the model.
+    """
+    if options.checkpoint is None:
+        raise OptionError("--checkpoint is needed: the weights to evaluate")
+    require_file("checkpoint", options.checkpoint)
+    check_compute(options.device, options.amp_dtype)
+    content = peek_checkpoint(options.checkpoint)
+    trained = content.get("options", {})
+    name = options.model or trained.get("model")
+    if name is None:
+        raise OptionError(f"--model is needed: {options.checkpoint} does not say which model it belongs to")
+    check_model_name(name)
+    if options.data_path is None and options.val_path is None and not trained:
+        raise OptionError(f"--data-path is needed: {options.checkpoint} does not say what it was trained on")
+    paths = (options.data_path, options.val_path)
+    if paths == (None, None):
+        paths = (trained["data_path"], trained["val_path"])
+    source = open_validation_source(*paths)
+
+    world = join_world(options.device)
+    compute = make_compute(world.device, options.amp_dtype, options.channels_last)
+    input_size = options.input_size or trained.get("input_size")
+    num_classes = len(content["classes"]) if content else options.num_classes
+    model = build_model(name, num_classes, input_size)
+    if content and content["classes"] != source.classes:
+        raise DataError(f"{source.name} has other classes than {options.checkpoint} was trained on")
+    if model.num_classes != len(source.classes):
+        raise DataError(f"{name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
+    load_weights(model, options.checkpoint, use_ema=options.use_ema)
+    model.to(device=compute.device, memory_format=compute.memory_format)
+
+    image_format = make_image_format(model, input_size, options.crop_pct or trained.get("crop_pct"))
+    evaluation = make_evaluation(
+        source, image_format, compute, world, options.batch_size, options.num_workers, options.limit_batches
+    )
+    metrics = evaluate(model, evaluation, progress=Progress(world.is_main and not quiet))
+    judgement = Judgement(name, options.checkpoint, source.name, image_format.size, metrics, world.is_main)
+    if world.is_main and not quiet:
+        print(judgement)
+    return judgement
