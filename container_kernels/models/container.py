@@ -35,6 +35,9 @@ class PatchEmbed(nn.Module):
         self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        stride, (height, width) = self.proj.stride[0], x.shape[-2:]
+        if height < stride or width < stride:
+            raise ValueError(f"x: expected at least {stride}×{stride} pixels to embed, got {height}×{width}")
         return self.norm(self.proj(x))
 
 
@@ -56,9 +59,7 @@ class ContainerStage(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.grad_checkpointing = False
         self.downsample = PatchEmbed(in_chans, dim, stride, **factory)
-        self.blocks = nn.Sequential(
-            *(ContainerBlock(dim, drop_path=p, **block, **factory) for p in drop_path)
-        )
+        self.blocks = nn.Sequential(*(ContainerBlock(dim, drop_path=p, **block, **factory) for p in drop_path))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -126,9 +127,7 @@ class Container(nn.Module):
         }  # fmt: skip
         for name, values in per_stage.items():
             if len(values) != stages:
-                raise ValueError(
-                    f"{name}: expected {stages} entries, one a stage of embed_dims, got {values!r}"
-                )
+                raise ValueError(f"{name}: expected {stages} entries, one a stage of embed_dims, got {values!r}")
 
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -167,9 +166,7 @@ class Container(nn.Module):
         self.num_features = self.head_hidden_size = channels
         self.stages = nn.Sequential(*blocks)
         self.norm = norm_layer(channels, **factory)
-        self.head = ClassifierHead(
-            channels, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory
-        )
+        self.head = ClassifierHead(channels, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         self._init_head()
         self.register_load_state_dict_pre_hook(translate_release_names)
 

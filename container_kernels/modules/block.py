@@ -1,7 +1,7 @@
 """The CONTAINER block."""
 
-from torch import Tensor, nn
 from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
 
 from .context_aggregation import ContextAggregation, Mixing, Static
 from .local_aggregation import LocalAggregation

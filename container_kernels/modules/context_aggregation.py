@@ -113,6 +113,8 @@ class ContextAggregation(nn.Module):
         return 1.0, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"x: expected (B, C, H, W), got {x.ndim} dimensions")
         batch, channels, height, width = x.shape
         if channels != self.dim:
             raise ValueError(f"x: expected (B, C, H, W) with C = {self.dim}, got {tuple(x.shape)}")

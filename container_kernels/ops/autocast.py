@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def is_active(tensor) -> bool:
-    return isinstance(tensor, Tensor) and torch.is_autocast_enabled(tensor.device.type)
+    """Whether autocast is on for the device of `tensor`; never for device types without autocast, such as meta."""
+    if not isinstance(tensor, Tensor):
+        return False
+    device_type = tensor.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def cast(tensor: Tensor | None, device_type: str) -> Tensor | None:

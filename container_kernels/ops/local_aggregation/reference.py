@@ -10,14 +10,13 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
     """y[b,h,w,c] = Σ_{s,t} weight[c,s,t] · x[b, h+s−kh//2, w+t−kw//2, c] + bias[c]  (+ x[b,h,w,c])."""
     dtype = accumulation_dtype(x.dtype)
     channels, kh, kw = weight.shape
-    image = x.to(dtype).permute(0, 3, 1, 2)
-    out = F.conv2d(
-        image,
-        weight.to(dtype)[:, None],
-        None if bias is None else bias.to(dtype),
-        padding=(kh // 2, kw // 2),
-        groups=channels,
-    )
+    image, weight = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype)
+    bias = x.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
+    if image.numel():
+        out = F.conv2d(image, weight[:, None], bias, padding=(kh // 2, kw // 2), groups=channels)
+    else:
+        # conv2d refuses an image without pixels; this is as empty, and gives every argument its zero gradient.
+        out = image * weight.sum((1, 2)).view(-1, 1, 1) + bias.view(-1, 1, 1)
     if residual:
         out = out + image
     return out.permute(0, 2, 3, 1).to(x.dtype).contiguous()

@@ -1,0 +1,226 @@
+"""The networks as backbones: everything a timm user asks of one."""
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+
+from container_kernels import use_backend
+from container_kernels.models import Container
+
+TINY = {"embed_dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
+
+
+def tiny(**arguments):
+    return timm.create_model("container_light", **{**TINY, "num_classes": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("container", 22_434_234), ("container_light", 20_633_643), ("container_tiny", 1_072_685)]
+)
+def test_parameter_counts(name, parameters):
+    model = timm.create_model(name, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_registered_with_timm():
+    assert {"container", "container_light", "container_tiny"} <= set(timm.list_models("container*"))
+    config = timm.create_model("container_light", device="meta").pretrained_cfg
+    assert config["input_size"] == (3, 224, 224) and config["crop_pct"] == 0.875
+
+
+def test_stages_of_the_variants():
+    light, full = tiny(), timm.create_model("container", **TINY)
+    dynamic = [[block.aggregation.dynamic for block in stage.blocks] for stage in light.stages]
+    assert dynamic == [[False], [False], [False, False], [True]]
+    assert all(block.aggregation.dynamic for stage in full.stages for block in stage.blocks)
+
+
+def test_usual_arguments():
+    model = tiny(in_chans=1, drop_rate=0.5, drop_path_rate=0.4, global_pool="max", img_size=64)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 10)
+    assert model.head.drop.p == 0.5
+    # Stochastic depth rises linearly over all five blocks.
+    probabilities = [getattr(block.drop_path, "drop_prob", 0.0) for stage in model.stages for block in stage.blocks]
+    assert probabilities == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(TypeError, match="drop_path_rat"):
+        tiny(drop_path_rat=0.1)
+
+
+def test_head_initialisation_follows_the_release():
+    head = timm.create_model("container_light").get_classifier()
+    assert 0.018 < head.weight.std() < 0.022 and not head.bias.count_nonzero()
+
+
+def test_forward_parts():
+    model = tiny().eval()
+    x = torch.randn(2, 3, 64, 96)
+    features = model.forward_features(x)
+    assert features.shape == (2, 48, 2, 3)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
+
+
+def test_reset_classifier():
+    model = tiny()
+    x = torch.randn(2, 3, 32, 32)
+    model.reset_classifier(7)
+    assert model.get_classifier().out_features == model.num_classes == model(x).shape[1] == 7
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 48)
+    model.reset_classifier(0, "")
+    assert model(x).shape == (2, 48, 1, 1)
+    assert tiny(num_classes=0)(x).shape == (2, 48)
+
+
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 3), (-2,)])
+@pytest.mark.parametrize("kind", [None, "getter", "hook", "dict", "fx"])
+def test_features_only(kind, out_indices):
+    options = {} if kind is None else {"feature_cls": kind}
+    if kind == "fx":
+        pytest.importorskip("torchvision", reason="timm's fx features are torchvision's")
+    model = tiny(features_only=True, out_indices=out_indices, **options).eval()
+    x = torch.randn(1, 3, 97, 131)  # odd on purpose: the strides drop the remainder
+    features = model(x)
+    features = list(features.values()) if isinstance(features, dict) else features
+    expected = [
+        ((16, 24, 32, 48)[i], 97 // 4 // 2**j, 131 // 4 // 2**j) for i, j in zip(range(4), range(4), strict=True)
+    ]
+    assert [tuple(f.shape[1:]) for f in features] == [expected[i] for i in out_indices]
+    assert model.feature_info.channels() == [expected[i][0] for i in out_indices]
+    assert model.feature_info.reduction() == [(4, 8, 16, 32)[i] for i in out_indices]
+
+
+def test_forward_intermediates():
+    model = tiny().eval()
+    x = torch.randn(1, 3, 64, 64)
+    final, all_stages = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert [f.shape[1] for f in all_stages] == [16, 24, 32, 48]
+    normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+    torch.testing.assert_close(normed[0], final)
+    early = model.forward_intermediates(x, indices=[0, 1], stop_early=True, intermediates_only=True)
+    for a, b in zip(early, all_stages, strict=False):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="output_fmt: expected \"NCHW\", got 'NLC'"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+def test_prune_intermediate_layers():
+    model = tiny().eval()
+    x = torch.randn(1, 3, 64, 64)
+    before = model.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
+    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
+    after = model.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
+    assert len(model.stages) == 3 and model.num_features == 32
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b)
+    assert model(x).shape == (1, 32, 4, 4)
+
+
+def test_group_matcher_orders_every_parameter():
+    model = tiny()
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scale) == len(list(model.parameters()))
+    scales = [
+        scale[id(p)]
+        for p in (
+            model.stages[0].downsample.proj.weight,
+            model.stages[0].blocks[0].aggregation.in_proj.weight,
+            model.stages[2].blocks[1].aggregation.in_proj.weight,
+            model.head.fc.weight,
+        )
+    ]
+    assert scales == sorted(scales) and len(set(scales)) == 4 and scales[-1] == 1
+    assert scale[id(model.stages[1].downsample.proj.weight)] > scales[1]
+    # Gates, biases, norms decay to nothing: timm knows them by shape.
+    assert id(model.stages[3].blocks[0].aggregation.gate) in {
+        id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]
+    }
+
+
+def test_grad_checkpointing_changes_nothing():
+    torch.manual_seed(0)
+    model = tiny().train()
+    x = torch.randn(2, 3, 64, 64)
+    plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    model.set_grad_checkpointing()
+    again = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_per_stage_settings():
+    model = Container(
+        img_size=32,
+        embed_dims=(16, 24),
+        depths=(1, 1),
+        num_heads=(2, 2),
+        mlp_ratios=(2, 2),
+        strides=(4, 2),
+        dynamic=(False, True),
+        static=("dense", "both"),
+        mixing=("gate", "free"),
+        num_classes=5,
+    )
+    assert model.stages[0].blocks[0].aggregation.affinity.shape == (2, 64, 64)
+    assert model.stages[1].blocks[0].aggregation.affinity.shape == (2, 16, 16)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"strides: expected 2 entries, one a stage of embed_dims, got \(4,\)"):
+        Container(embed_dims=(16, 24), depths=(1, 1), num_heads=(2, 2), mlp_ratios=(2, 2), strides=(4,))
+
+
+def test_image_smaller_than_the_strides():
+    with pytest.raises(ValueError, match="x: expected at least 2×2 pixels to embed, got 1×2"):
+        tiny()(torch.randn(1, 3, 16, 40))
+
+
+def test_trains_as_plain_pytorch_does():
+    """Ten steps with the kernels and ten without: same losses, same weights."""
+    x, y = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+    runs = []
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(0)
+        model = timm.create_model("container_tiny", num_classes=10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        losses = []
+        with use_backend(backend):
+            for _ in range(10):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        runs.append((losses, model.state_dict()))
+    assert runs[0][0][-1] < 0.5 * runs[0][0][0]
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=2e-3)
+    for name, value in runs[0][1].items():
+        torch.testing.assert_close(
+            value, runs[1][1][name], rtol=1e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_compiles_as_one_graph(fresh_compiler):
+    model = tiny().eval()
+    x = torch.randn(1, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_exports_to_plain_pytorch():
+    model = tiny().eval()
+    x = torch.randn(2, 3, 64, 64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    assert not any("container_kernels" in str(node.target) for node in program.graph.nodes)
+    other = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+@pytest.mark.parametrize("name", ["container", "container_light", "container_tiny"])
+def test_deterministic_construction(name):
+    torch.manual_seed(3)
+    first = timm.create_model(name).state_dict()
+    torch.manual_seed(3)
+    second = timm.create_model(name).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
