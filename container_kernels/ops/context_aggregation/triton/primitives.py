@@ -7,7 +7,7 @@ A `*_head` pointer points at one head of one image: token n of it starts at head
 import triton
 import triton.language as tl
 
-from ...triton_primitives import INTERPRETED, add_window, rounded
+from ...triton_primitives import INTERPRETED, rounded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -102,22 +102,30 @@ def add_local(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """accumulator += the k×k window over one head of row-major tokens, gathered from L1/L2."""
+    """accumulator[t, c] += Σ_taps taps[tap, c] · image[t + dy * width + dx, c] for row-major tokens, zero outside.
+
+    taps is (KERNEL_H * KERNEL_W, M * D); FLIPPED reads it backwards, which transposes the operation. The image
+    was just read for the products, so the window is gathered from L1/L2. One kernel row is unrolled: enough
+    independent loads to hide the cache, without the code size of all taps.
+    """
     channels = tl.arange(0, BLOCK_D)
-    return add_window(
-        accumulator,
-        image_head,
-        taps_ptr + head * HEAD_DIM,
-        tokens // width,
-        tokens % width,
-        channels,
-        channels < HEAD_DIM,
-        height,
-        width,
-        width * stride_n,
-        stride_n,
-        num_heads * HEAD_DIM,
-        KERNEL_H,
-        KERNEL_W,
-        FLIPPED,
-    )
+    channel_mask = channels < HEAD_DIM
+    row = tokens // width
+    column = tokens % width
+    pointers = token_pointers(image_head, tokens, channels, stride_n)
+    taps_head = taps_ptr + head * HEAD_DIM + channels
+    for tap_row in range(KERNEL_H):
+        dy = tap_row - KERNEL_H // 2
+        row_inside = (row + dy >= 0) & (row + dy < height)
+        row_shift = tl.cast(dy, tl.int64) * width
+        for tap_column in tl.static_range(KERNEL_W):
+            dx = tap_column - KERNEL_W // 2
+            tap = tap_row * KERNEL_W + tap_column
+            if FLIPPED:
+                tap = KERNEL_H * KERNEL_W - 1 - tap
+            inside = row_inside & (column + dx >= 0) & (column + dx < width)
+            mask = inside[:, None] & channel_mask[None, :]
+            pixels = tl.load(pointers + (row_shift + dx) * stride_n, mask=mask, other=0.0)
+            weights = tl.load(taps_head + tap * num_heads * HEAD_DIM, mask=channel_mask, other=0.0)
+            accumulator += pixels.to(tl.float32) * weights[None, :]
+    return accumulator
