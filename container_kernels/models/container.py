@@ -9,7 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, LayerNorm2d, calculate_drop_path_rates, get_device_dtype, to_2tuple
+from timm.layers import (
+    ClassifierHead,
+    LayerNorm2d,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    register_notrace_module,
+    to_2tuple,
+)
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -26,6 +33,7 @@ from .checkpoint import checkpoint_filter_fn, translate_release_names
 __all__ = ["Container"]
 
 
+@register_notrace_module  # torch.fx keeps the layer whole
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: convolution with kernel = stride, then LayerNorm over channels."""
 

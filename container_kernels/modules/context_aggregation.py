@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..ops import context_aggregation
@@ -12,6 +13,7 @@ Static = Literal["local", "dense", "both"]
 Mixing = Literal["gate", "free"]
 
 
+@register_notrace_module  # torch.fx keeps the layer whole
 class ContextAggregation(nn.Module):
     """Learnable mix of a dynamic and a static affinity over an image, in one kernel.
 

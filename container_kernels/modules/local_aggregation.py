@@ -1,12 +1,14 @@
 """The static local affinity as a layer: a depthwise convolution."""
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..ops import local_aggregation
 from .initialization import init_local
 
 
+@register_notrace_module  # torch.fx keeps the layer whole
 class LocalAggregation(nn.Module):
     """Depthwise kernel_size × kernel_size convolution with zero padding; `residual=True` adds the input.
 

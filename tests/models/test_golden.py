@@ -49,7 +49,9 @@ def test_training(network, expected):
 
     released = dict(zip(expected["grad_names"].tolist(), expected["grad_norms"].tolist(), strict=True))
     ours = dict(network.named_parameters())
-    translated = checkpoint_filter_fn({name: torch.tensor(norm) for name, norm in released.items()}, network)
+    translated = checkpoint_filter_fn(
+        {name: torch.tensor(norm, dtype=torch.float64) for name, norm in released.items()}, network
+    )
     assert translated.keys() == ours.keys()
     largest = max(released.values())
     for name, norm in translated.items():

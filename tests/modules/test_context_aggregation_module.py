@@ -11,7 +11,7 @@ from container_kernels import ContainerBlock, ContextAggregation, LocalAggregati
 
 def attention_by_hand(layer, x):
     """Multi-head attention with the layer's projections, in plain PyTorch."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     packed = layer.in_proj(x.flatten(2).transpose(1, 2))
     q, k, v = packed.view(batch, height * width, 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4)
     return (q @ k.transpose(-1, -2) / math.sqrt(layer.head_dim)).softmax(-1) @ v, v
@@ -95,7 +95,7 @@ def test_every_setting_trains(dynamic, static, mixing):
 
 def test_mixing_starts_at_one_half():
     for mixing in ("gate", "free"):
-        assert [float(weight) for weight in ContextAggregation(8, 2, mixing=mixing).mixing_weights()] == [0.5, 0.5]
+        assert [weight.item() for weight in ContextAggregation(8, 2, mixing=mixing).mixing_weights()] == [0.5, 0.5]
     assert ContextAggregation(8, 2, static=None).mixing_weights() == (1.0, 1.0)
 
 

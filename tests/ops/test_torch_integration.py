@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from container_kernels import context_aggregation, local_aggregation, use_backend
 from container_kernels.testing import MixCase
 
-CASES = [MixCase(), MixCase(kernel=None), MixCase(dense=True, kernel=(3, 3), heads=1), MixCase(batch=0)]
+CASES = [MixCase(), MixCase(kernel=None), MixCase(dense=True, kernel=(3, 3), heads=1), MixCase(batch=0, packed=False)]
 
 
 def mix_arguments(case, backend, grad):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import schema  # noqa: F401 - defines the operators differentiated here
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE
+from . import schema  # noqa: F401 - defines the operators differentiated here
 
 
 def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
