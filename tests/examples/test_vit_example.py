@@ -43,4 +43,4 @@ def test_program():
     program = EXAMPLES / "vit_context_aggregation.py"
     result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     assert "largest change of a logit" in result.stdout
-    assert len(result.stdout.splitlines()[1].split()) == 4 + 12
+    assert len(result.stdout.splitlines()[1].split()) == 5 + 12
