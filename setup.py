@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,7 +211,7 @@ def write_ninja(path: Path, compilations: list[Step], link: Step) -> None:
             f"  command_line = {quoted(step.command).replace('$', '$$')}",
         ]
 
-    lines = ["rule compile", "  command = $command_line", "  depfile = $out.d", "  deps = gcc"]
+    lines = ["rule compile", "  command = $command_line", "  depfile = $out.d"]
     lines += ["rule link", "  command = $command_line"]
     for step in compilations:
         lines += edge("compile", step)
@@ -230,6 +231,20 @@ def run_steps(compilations: list[Step], link: Step, jobs: int, ninja: str | None
         run(link.command)
 
 
+@contextmanager
+def build_dir():
+    """Create the build folder and keep other builds out of it: two at a time would spoil ninja's logs."""
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    with open(BUILD_DIR / "lock", "w") as lock:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+            yield
+
+
 def build_cpu(module: Path, record: dict[str, Any]) -> None:
     """Build the CPU module; a decision enters the record when it is made, in case a later step fails."""
     if not env.flag("CONTAINER_KERNELS_BUILD_EXT"):
@@ -237,7 +252,6 @@ def build_cpu(module: Path, record: dict[str, Any]) -> None:
     compiler = find_compiler()
     record["compiler"] = quoted(compiler)
     record["compiler_version"] = run([*compiler, "--version"]).partition("\n")[0]
-    BUILD_DIR.mkdir(parents=True, exist_ok=True)
     uses_openmp = "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }"
     openmp = [OPENMP_FLAG] if accepts(compiler, [OPENMP_FLAG], uses_openmp) else []
     levels = supported_levels(compiler)
@@ -251,7 +265,7 @@ def build_cpu(module: Path, record: dict[str, Any]) -> None:
         openmp=bool(openmp),
         isa_levels=levels,
         isa_levels_unknown_to_compiler=[level for level in ISA_FLAGS if level not in levels],
-        ninja=ninja,
+        ninja=bool(ninja),
         jobs=jobs,
     )
     includes = ["-I", SOURCES, "-isystem", pybind11_include(), "-isystem", sysconfig.get_path("include")]
@@ -285,7 +299,10 @@ class BuildExtension(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         module = BUILD_DIR / target.name
         try:
-            build_cpu(module, record)
+            with build_dir():
+                build_cpu(module, record)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(module, target)
         except (CannotBuild, OSError) as failure:
             record["reason"] = str(failure)
             print(f"{ext.name} is not built: {failure}", file=sys.stderr)
@@ -298,8 +315,6 @@ class BuildExtension(build_ext):
             self.extensions = [other for other in self.extensions if other is not ext]
         else:
             record["built"] = True
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(module, target)
 
     def get_outputs(self) -> list[str]:
         return sorted({*super().get_outputs(), str(Path(self.build_lib, RECORD_FILE))})

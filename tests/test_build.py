@@ -175,6 +175,19 @@ def test_a_changed_header_recompiles_what_includes_it(tree):
 
 
 @needs_compiler
+def test_two_builds_at_a_time_wait_for_each_other(tree):
+    command = [sys.executable, "setup.py", "build_ext"]
+    both = [
+        subprocess.Popen([*command, f"--build-lib={lib}"], cwd=tree, stdout=subprocess.PIPE, text=True)
+        for lib in ("first", "second")
+    ]
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("no work to do" in text for text in printed) == 1, printed
+    assert all((tree / lib / "container_kernels" / MODULE).exists() for lib in ("first", "second"))
+
+
+@needs_compiler
 def test_without_ninja_everything_is_compiled(tree):
     program = """
 import runpy, shutil, sys
@@ -185,7 +198,7 @@ sys.argv = ["setup.py", "build_ext", "--inplace"]
 runpy.run_path("setup.py", run_name="__main__")
 """
     python("-c", program, cwd=tree)
-    assert read_record(tree)["cpu"]["ninja"] is None
+    assert read_record(tree)["cpu"]["ninja"] is False
     assert runnable_levels(tree)[0] == "baseline--"
 
 

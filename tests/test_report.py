@@ -22,7 +22,7 @@ COMPILED = {
     "openmp": True,
     "isa_levels": ["baseline", "v3"],
     "isa_levels_unknown_to_compiler": ["v4"],
-    "ninja": None,
+    "ninja": True,
     "jobs": 2,
 }
 NO_CUDA = {"built": False, "reason": "csrc holds no CUDA sources", "nvcc": None}
