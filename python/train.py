@@ -20,7 +20,7 @@ from training.entry import run_program
 from training.errors import DataError
 from training.interrupt import Interrupted, StopGuard
 from training.judge import judge_checkpoint, settings_from
-from training.options import flag, parse_explicit
+from training.options import parse_explicit
 from training.progress import Progress
 from training.report import Report
 from training.rules import check, require_file, resolve
@@ -49,19 +49,19 @@ def main(argv: list[str]) -> Run | None:
     sources = open_training_sources(options.data_path, options.val_path)
     folder = choose_folder(options)
     world = join_world(options.device)
-    guard = StopGuard(world)
-    run = build_run(options, world, guard, sources, folder)
-    remark = restore(run, saved) if saved else None
-    report, progress = Report(run), Progress(world.is_main, options.log_seconds)
-    if world.is_main:
-        os.makedirs(folder, exist_ok=True)
-        print(report.describe_start(), *([remark] if remark else []), "", sep="\n", flush=True)
-    try:
-        fit(run, report, progress)
-    except (Interrupted, DataError):
+    with StopGuard(world) as guard:
+        run = build_run(options, world, guard, sources, folder)
+        remark = restore(run, saved) if saved else None
+        report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
-            print(f"saved; continue with: python python/train.py {flag('resume')} {report.last}", flush=True)
-        raise
+            os.makedirs(folder, exist_ok=True)
+            print(report.describe_start(), *([remark] if remark else []), "", sep="\n", flush=True)
+        try:
+            fit(run, report, progress)
+        except (Interrupted, DataError):
+            if world.is_main:
+                print(f"saved; continue with: python python/train.py --resume {report.last}", flush=True)
+            raise
     if world.is_main:
         print("", report.describe_end(), sep="\n")
     return run

@@ -179,8 +179,14 @@ def build_model(name: str, num_classes: int, input_size: int | None, **rates: fl
 
 
 def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> data.ImageFormat:
-    """The model's own input format, with the size and the crop replaced where given."""
+    """The model's own input format, with the size and the crop replaced where given.
+
+    Raises:
+        OptionError: the model cannot take images of `input_size`.
+    """
     config = resolve_data_config(model=model)
+    if input_size is not None:
+        _try_input_size(model, input_size)
     return data.ImageFormat(
         size=input_size or config["input_size"][-1],
         crop_pct=crop_pct or config["crop_pct"],
@@ -190,10 +196,25 @@ def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float 
     )
 
 
+@torch.inference_mode()
+def _try_input_size(model: nn.Module, size: int) -> None:
+    image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    try:
+        model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        name = model.pretrained_cfg["architecture"]
+        raise OptionError(f"--input-size {size}: {name} cannot take {size}×{size} images: {error}") from error
+
+
 def make_evaluation(
-    source: Source, image_format: data.ImageFormat, compute: Compute, world: World, batch_size: int, num_workers: int,
+    source: Source,
+    image_format: data.ImageFormat,
+    compute: Compute,
+    world: World,
+    batch_size: int,
+    num_workers: int | None,
     limit_batches: int | None = None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Everything `engine.evaluate` needs besides a model."""
     batches = data.EvaluationBatches(source, batch_size, world, limit_batches)
     loader = data.make_loader(source, data.evaluation_transform(image_format), batches, num_workers, world)

@@ -7,6 +7,7 @@ device.
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 
 import torch
@@ -165,8 +166,10 @@ class EvaluationBatches:
         return len(self.batches)
 
 
-def make_loader(source: Source, transform, batches, num_workers: int, world: World) -> DataLoader:
-    """A loader of (uint8 images, labels) or DataError."""
+def make_loader(source: Source, transform, batches, num_workers: int | None, world: World) -> DataLoader:
+    """A loader of (uint8 images, labels) or DataError; `num_workers` None takes this rank's share of the cores."""
+    if num_workers is None:
+        num_workers = min(8, len(os.sched_getaffinity(0)) // world.ranks_here)
     return DataLoader(
         ImageDataset(source, transform),
         batch_sampler=batches,

@@ -73,7 +73,8 @@ def join_world(device: str) -> World:
         torch.cuda.set_device(chosen)
     if size == 1:
         return World(rank=0, size=1, device=chosen, control=None)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     control = dist.new_group(backend="gloo")
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen, control=control)
 

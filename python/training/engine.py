@@ -16,7 +16,7 @@ from training.build import Evaluation, Position, Run
 from training.data import ImageFormat
 from training.errors import DataError, TrainingError
 from training.interrupt import Interrupted, StopGuard
-from training.progress import Progress, format_seconds
+from training.progress import Meter, Progress, format_seconds
 from training.randomness import derive_seed, seed_everything
 from training.report import Report
 
@@ -61,8 +61,8 @@ def train_epoch(run: Run, progress: Progress) -> None:
             update_weights(run, loss, position.epoch * run.batches.steps + step)
             position.step = step + 1
             totals.add(loss, len(images))
-            meter.advance(len(images) * run.world.size, totals.describe(meter))
-    average_batch_statistics(run)
+            meter.advance(len(images) * run.world.size, totals.describe)
+    share_batch_statistics(run)
 
 
 def update_weights(run: Run, loss: torch.Tensor, update: int) -> None:
@@ -79,11 +79,11 @@ def update_weights(run: Run, loss: torch.Tensor, update: int) -> None:
         run.ema.update(run.model)
 
 
-def average_batch_statistics(run: Run) -> None:
-    """Give every rank the mean of the running statistics, which each gathered on its own images."""
+def share_batch_statistics(run: Run) -> None:
+    """Give every rank the running statistics of rank 0, which are also those that a checkpoint holds."""
     if run.world.size > 1:
         for model in (run.model, *([run.ema.module] if run.ema else [])):
-            distribute_bn(model, run.world.size, reduce=True)
+            distribute_bn(model, run.world.size, reduce=False)
 
 
 def to_device(batch, compute, image_format: ImageFormat) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ class EpochTotals:
         if self.run.position.step % self._steps_per_check == 0:
             self._check()
 
-    def describe(self, meter) -> str:
+    def describe(self, meter: Meter) -> str:
         """Loss, learning rate and time left, for the meter."""
         position, options = self.run.position, self.run.options
         epoch_images = self.run.batches.steps * options.batch_size * self.run.world.size

@@ -23,16 +23,24 @@ class Interrupted(Exception):
 class StopGuard:
     """Turns the first SIGINT or SIGTERM into a request that all ranks honor before the same step.
 
-    A second Ctrl-C ends the process at once. torchrun passes a Ctrl-C on that its workers already got from the
-    terminal, so signals within a second of the first are taken for the same one.
+    Active inside its `with` block. A second Ctrl-C ends the process at once. torchrun passes on a Ctrl-C that its
+    workers already got from the terminal, so signals within a second of the first are taken for the same one.
     """
 
     def __init__(self, world: World):
         self.world = world
         self.signum = 0
         self._since = 0.0
+        self._previous = {}
+
+    def __enter__(self) -> StopGuard:
         for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._receive)
+            self._previous[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
 
     def _receive(self, signum: int, frame) -> None:
         if self.signum and signum == signal.SIGINT and time.monotonic() - self._since > 1:

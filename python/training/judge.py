@@ -31,7 +31,9 @@ class ValidationOptions:
     input_size: int | None = option(None, "height and width of the images (default: as trained)", "data")
     crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
     batch_size: int = option(128, "images per step and process", "data")
-    num_workers: int = option(4, "processes that load images, per rank", "data")
+    num_workers: int | None = option(
+        None, "processes that load images, per rank (default: one a core, up to 8)", "data"
+    )
     limit_batches: int | None = option(None, "use only the first N batches", "data")
 
     device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "compute")

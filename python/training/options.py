@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import types
 import typing
 
@@ -33,7 +34,9 @@ class Options:
     val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
     input_size: int | None = option(None, "height and width of the images (default: the model's)", "data")
     crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
-    num_workers: int = option(8, "processes that load images, per rank", "data")
+    num_workers: int | None = option(
+        None, "processes that load images, per rank (default: one a core, up to 8)", "data"
+    )
     limit_batches: int | None = option(None, "use only the first N batches of every epoch and validation", "data")
 
     model: str = option("container_light", "any model known to timm", "model")
@@ -122,7 +125,13 @@ def parse_explicit(argv: list[str], description: str, cls: type = Options) -> di
     Raises:
         OptionError: an unknown option (prefixes do not count), a missing or malformed value.
     """
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        description=description,
+        usage="%(prog)s [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     groups = {}
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -130,7 +139,10 @@ def parse_explicit(argv: list[str], description: str, cls: type = Options) -> di
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         _add_flag(groups[name], field, hints[field.name])
-    explicit = vars(parser.parse_args([_normalize(argument) for argument in argv]))
+    namespace, unknown = parser.parse_known_args([_normalize(argument) for argument in argv])
+    if unknown:
+        raise OptionError(f"unknown option {unknown[0]}{_suggest(unknown[0], cls)} (--help lists the options)")
+    explicit = vars(namespace)
     if "model" in explicit:
         explicit["model"] = MODEL_ALIASES.get(explicit["model"], explicit["model"])
     if "amp_dtype" in explicit:
@@ -141,6 +153,12 @@ def parse_explicit(argv: list[str], description: str, cls: type = Options) -> di
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise OptionError(f"{message} (--help lists the options)")
+
+
+def _suggest(unknown: str, cls: type) -> str:
+    flags = [flag(field.name) for field in dataclasses.fields(cls)]
+    similar = difflib.get_close_matches(unknown.partition("=")[0], flags, n=1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _normalize(argument: str) -> str:

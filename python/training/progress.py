@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -35,17 +35,18 @@ class Meter:
         """For the rest of this pass and `further_images` after it."""
         return (self.images - self.done + further_images) / max(self.rate, 1e-9)
 
-    def advance(self, images: int, note: str = "") -> None:
-        """Count `images` more; `note` is shown beside them."""
+    def advance(self, images: int, note: Callable[[Meter], str] | None = None) -> None:
+        """Count `images` more; what `note(self)` says is shown beside them."""
         self.done += images
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            if note is not None:
+                self._bar.set_postfix_str(note(self), refresh=False)
             self._bar.update(images)
         elif self._prints_lines and time.monotonic() - self._logged >= self.log_seconds:
             self._logged = time.monotonic()
-            note = f"  {note}" if note else ""
+            words = [self.title, f"{self.done}/{self.images}", *([note(self)] if note else [])]
             left = format_seconds(self.seconds_left())
-            print(f"{self.title}  {self.done}/{self.images}{note}  {self.rate:.0f} images/s  {left} left", flush=True)
+            print("  ".join(words), f" {self.rate:.0f} images/s  {left} left", flush=True)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -1,0 +1,89 @@
+"""Checkpoints on disk: atomic, safe to read, and told apart from what is none."""
+
+import os
+import pickle
+
+import pytest
+import timm
+import torch
+from training.checkpoint import atomic_write, load_weights, read_run, save_checkpoint
+from training.errors import CheckpointError
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.pth"
+    save_checkpoint(str(path), {"model": {"w": torch.ones(3)}})
+    before = path.read_bytes()
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise RuntimeError("in the middle of it")
+
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pth: in the middle of it"):
+        save_checkpoint(str(path), {"model": torch.ones(10_000), "late": Unpicklable()})
+    assert path.read_bytes() == before
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match=r"cannot write .*last.pth: .*No space left on device"):
+        save_checkpoint(str(path), {"model": {}})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_bytes(b"old")
+    with atomic_write(str(path)) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_no_code_is_executed(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    path = tmp_path / "evil.pth"
+    torch.save({"model": Attack()}, path)
+    with pytest.raises(CheckpointError, match=r"evil.pth cannot be read as a checkpoint"):
+        load_weights(timm.create_model("test_resnet"), str(path))
+    path.write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(CheckpointError, match=r"evil.pth cannot be read as a checkpoint"):
+        read_run(str(path))
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", None])
+def test_weights_of_other_programs_are_read(tmp_path, wrapper):
+    source, target = timm.create_model("test_resnet"), timm.create_model("test_resnet")
+    weights = source.state_dict()
+    torch.save({wrapper: weights} if wrapper else weights, tmp_path / "weights.pth")
+    load_weights(target, str(tmp_path / "weights.pth"))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in target.state_dict().items())
+
+
+def test_a_new_number_of_classes_keeps_the_fresh_classifier(tmp_path):
+    source, target = (timm.create_model("container_tiny", num_classes=classes) for classes in (10, 3))
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"(?s)weights.pth does not fit Container: .*mismatch for head.fc.weight"):
+        load_weights(target, str(tmp_path / "weights.pth"))
+    fresh = target.get_classifier().weight.clone()
+    load_weights(target, str(tmp_path / "weights.pth"), new_classes=True)
+    assert torch.equal(target.get_classifier().weight, fresh)
+    assert torch.equal(target.norm.weight, source.norm.weight)
+
+
+def test_files_that_are_no_run_are_named(tmp_path):
+    torch.save({"model": {}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other.pth is not a checkpoint of this trainer"):
+        read_run(str(tmp_path / "other.pth"))
+    save_checkpoint(str(tmp_path / "best.pth"), {"model": {}})
+    with pytest.raises(CheckpointError, match=r"best.pth holds weights only; continue a run from its last.pth"):
+        read_run(str(tmp_path / "best.pth"))
+    with pytest.raises(CheckpointError, match=r"other.pth does not fit ResNet"):
+        load_weights(timm.create_model("test_resnet"), str(tmp_path / "other.pth"))

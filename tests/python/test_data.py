@@ -1,0 +1,116 @@
+"""Batches are a function of (seed, epoch, step), whatever the workers; evaluation sees every image once."""
+
+import pytest
+import torch
+from training.data import (
+    Augmenter,
+    EvaluationBatches,
+    ImageFormat,
+    TrainingBatches,
+    evaluation_transform,
+    make_loader,
+    training_transform,
+)
+from training.distributed import World
+from training.errors import DataError
+from training.options import Options
+from training.sources import FolderSource
+from trial_runs import CLASSES
+
+FORMAT = ImageFormat(size=32, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def world(rank=0, size=1):
+    return World(rank, size, torch.device("cpu"), control=None)
+
+
+def batches_of(source, options, workers=0, epoch=0, step=0):
+    order = TrainingBatches(source, options, world())
+    order.go_to(epoch, step)
+    return list(make_loader(source, training_transform(options, FORMAT), order, workers, world()))
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.fixture
+def source(images):
+    return FolderSource(str(images / "train"))
+
+
+@pytest.mark.parametrize("repeated_aug", [True, False])
+def test_batches_depend_on_seed_epoch_and_step_alone(source, repeated_aug):
+    options = Options(batch_size=4, repeated_aug=repeated_aug, num_workers=0)
+    whole = batches_of(source, options)
+    assert len(whole) == 6 and whole[0][0].shape == (4, 3, 32, 32) and whole[0][0].dtype == torch.uint8
+    assert same(batches_of(source, options, workers=2), whole)
+    assert same(batches_of(source, options, workers=2, step=4), whole[4:])
+    assert not same(batches_of(source, options, epoch=1), whole)
+    assert not same(batches_of(source, Options(batch_size=4, repeated_aug=repeated_aug, seed=1)), whole)
+
+
+def test_repeated_augmentation_shows_images_three_times_differently(source):
+    order = TrainingBatches(source, Options(batch_size=24), world())
+    keys = next(iter(order))
+    indices = [index for index, _ in keys]
+    assert sorted(map(indices.count, set(indices))) == [3] * 8
+    assert len({seed for _, seed in keys}) == 24
+
+
+def test_ranks_share_an_epoch(source):
+    options = Options(batch_size=4, repeated_aug=False)
+    ranks = [[key for batch in TrainingBatches(source, options, world(rank, 2)) for key in batch] for rank in (0, 1)]
+    assert sorted(index for keys in ranks for index, _ in keys) == list(range(24))
+    assert len({seed for keys in ranks for _, seed in keys}) == 24
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 7), (2, 5), (2, 7), (4, 4)])
+def test_evaluation_sees_every_image_once(images, size, batch_size):
+    source = FolderSource(str(images / "val"))
+    ranks = [EvaluationBatches(source, batch_size, world(rank, size)) for rank in range(size)]
+    assert sorted(index for rank in ranks for batch in rank for index, _ in batch) == list(range(15))
+    assert {rank.longest_rank for rank in ranks} == {max(map(len, ranks))}
+
+
+def test_limit_batches_limits_both(images, source):
+    assert TrainingBatches(source, Options(batch_size=4, limit_batches=2), world()).steps == 2
+    assert EvaluationBatches(source, 4, world(), limit_batches=2).images == 8
+
+
+def test_a_batch_larger_than_the_data_is_an_error(source):
+    with pytest.raises(DataError, match=r"--batch-size 100 is more than an epoch's 24 images \(24 in .*train\)"):
+        TrainingBatches(source, Options(batch_size=100), world())
+
+
+def test_small_inputs_are_resized_whole_and_large_ones_cropped(source):
+    image = source.read(0).resize((500, 400))
+    image.paste((255, 0, 0), (0, 0, 20, 400))  # a red left edge, which a centre crop cuts away
+    small = evaluation_transform(FORMAT)(image)
+    large = evaluation_transform(ImageFormat(**{**vars(FORMAT), "size": 224}))(image)
+    assert small.shape == (3, 32, 32) and large.shape == (3, 224, 224)
+    assert small[0, :, 0].min() > 200 and small[1, :, 0].max() < 100
+    assert large[1, :, 0].float().mean() > 50
+
+
+def test_normalize_gives_the_models_mean_and_deviation():
+    images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    normalized = FORMAT.normalize(images, torch.channels_last)
+    torch.testing.assert_close(normalized[0, :, 0, 0], torch.tensor([0.5 / 0.2, 0.6 / 0.3, 0.7 / 0.4]))
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_augmenter_mixes_labels_and_erases():
+    images, labels = torch.ones(8, 3, 32, 32), torch.arange(8) % 3
+    mixed, targets = Augmenter(Options(mixup=1.0, cutmix=0.0, reprob=0.0), len(CLASSES), torch.device("cpu"))(
+        images.clone(), labels
+    )
+    assert targets.shape == (8, 3)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    erased, untouched = Augmenter(
+        Options(mixup=0.0, cutmix=0.0, reprob=1.0, remode="const"), len(CLASSES), torch.device("cpu")
+    )(images.clone(), labels)
+    assert torch.equal(untouched, labels)
+    assert ((erased == 0).flatten(1).any(1)).all() and torch.equal(mixed, images)

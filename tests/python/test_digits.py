@@ -1,0 +1,22 @@
+"""The run without data: `container_tiny` learns handwritten digits."""
+
+import pytest
+import torch
+import train
+
+
+def test_digits_start(tmp_path, capsys):
+    short = ["--limit-batches", "2", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "16"]
+    run = train.main(["--output-dir", str(tmp_path), *short])
+    output = capsys.readouterr().out
+    assert "handwritten digits: 1,347 training and 32 validation images, 10 classes, 32×32" in output
+    assert "no --data-path: the digits and their recipe, --model container_tiny" in output
+    assert run.options.model == "container_tiny" and len(run.history) == 1
+
+
+@pytest.mark.slow
+def test_digits_are_learned(tmp_path):
+    torch.set_num_threads(2)
+    run = train.main(["--output-dir", str(tmp_path)])
+    torch.set_num_threads(1)
+    assert run.history[-1]["val_top1"] >= 97

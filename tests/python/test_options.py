@@ -1,0 +1,157 @@
+"""The command line: what holds, and that everything contradictory is refused with the name of the flag."""
+
+import dataclasses
+import sys
+
+import pytest
+import train
+from training.distributed import World
+from training.entry import run_program
+from training.errors import CheckpointError, DataError, OptionError
+from training.options import Options, flag, parse_explicit
+from training.rules import check, resolve
+from trial_runs import small_run
+
+
+def options_of(line: str, saved: dict | None = None) -> Options:
+    explicit = parse_explicit(line.split(), "")
+    options = resolve(explicit, saved)
+    check(options, set(explicit))
+    return options
+
+
+def test_the_defaults_are_deits_recipe():
+    options = options_of("--data-path imagenet")
+    assert (options.model, options.opt, options.lr, options.weight_decay) == ("container_light", "adamw", 5e-4, 0.05)
+    assert (options.sched, options.epochs, options.warmup_epochs) == ("cosine", 300, 5)
+    assert (options.warmup_lr, options.min_lr) == (1e-6, 1e-5)
+    assert (options.aa, options.color_jitter, options.repeated_aug) == ("rand-m9-mstd0.5-inc1", 0.4, True)
+    assert (options.mixup, options.cutmix, options.smoothing, options.reprob) == (0.8, 1.0, 0.1, 0.25)
+    assert (options.drop_path, options.model_ema, options.model_ema_decay) == (0.1, True, 0.99996)
+
+
+def test_without_data_the_digits_recipe_holds_and_explicit_options_win():
+    assert options_of("").model == "container_tiny"
+    options = options_of("--epochs 4 --mixup 0.2")
+    assert (options.epochs, options.mixup, options.batch_size) == (4, 0.2, 64)
+
+
+def test_the_released_name_and_deits_underscores_are_accepted():
+    options = options_of("--data-path x --model container_v1_light --output_dir=runs --no-model-ema --amp-dtype fp32")
+    assert (options.model, options.output_dir, options.model_ema) == ("container_light", "runs", False)
+    assert options.amp_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--frobnicate", "unknown option --frobnicate"),
+        ("--warmup-epoch 3", "unknown option --warmup-epoch; did you mean --warmup-epochs"),
+        ("--distillation-type hard", "unknown option --distillation-type"),
+        ("imagenet", "unknown option imagenet"),
+        ("--epochs many", "--epochs: invalid int value: 'many'"),
+        ("--sched linear", "--sched: invalid choice: 'linear'"),
+        ("--model resnet9000", "--model resnet9000 is not known to timm; ours are .*container_light"),
+        ("--opt adamwow", "--opt adamwow is not known"),
+        ("--opt sgd --opt-betas 0.9 0.99", "--opt-betas has no effect with --opt sgd"),
+        ("--momentum 0.9", "--momentum has no effect with --opt adamw"),
+        ("--epochs 0", "--epochs must be 1 or more, got 0"),
+        ("--batch-size -4", "--batch-size must be 1 or more, got -4"),
+        ("--lr 0", "--lr must be more than 0, got 0.0"),
+        ("--reprob 1.5", "--reprob must be from 0 to 1, got 1.5"),
+        ("--smoothing 1", "--smoothing must be 0 or more and less than 1, got 1.0"),
+        ("--epochs 5", "--warmup-epochs 5 must be less than --epochs 5"),
+        ("--batch-size 2", r"--min-lr 1e-05 is above the peak learning rate .* \(--lr 0.0005 × batch 2 / 512\)"),
+        ("--cutmix 0.5 --cutmix-minmax 0.2 0.8", "--cutmix has no effect together with --cutmix-minmax"),
+        ("--cutmix-minmax 0.8 0.2", "--cutmix-minmax must be two numbers, 0 <= MIN < MAX <= 1, got 0.8 0.2"),
+        ("--mixup 0 --cutmix 0 --mixup-prob 0.5", "--mixup-prob has no effect without --mixup or --cutmix"),
+        ("--mixup 0 --mixup-switch-prob 0.1", "--mixup-switch-prob has no effect unless both"),
+        ("--batch-size 31", "--batch-size 31 must be even with mixup or cutmix"),
+        ("--reprob 0 --remode const", "--remode has no effect with --reprob 0"),
+        ("--color-jitter 0.2", "--color-jitter has no effect with an --aa policy; add --aa none"),
+        ("--aa rnd-m9", "--aa rnd-m9 is not a policy of timm"),
+        ("--no-model-ema --model-ema-decay 0.9", "--model-ema-decay has no effect with --no-model-ema"),
+        ("--decay-epochs 10", "--decay-epochs has no effect with --sched cosine"),
+        ("--sched constant --min-lr 1e-6", "--min-lr has no effect with --sched constant"),
+        ("--sync-bn", "--sync-bn has no effect in one process; start with torchrun"),
+        ("--device cuda:77", "--device cuda:77"),
+        ("--device tpu", "--device must be auto, cpu, cuda or cuda:N, got tpu"),
+        ("--device cpu --amp-dtype float16", "--amp-dtype float16 needs a GPU"),
+        ("--amp-dtype int8", "--amp-dtype must be bfloat16, float16 or float32, got int8"),
+        ("--eval", "--eval needs weights: give --resume or --initial-checkpoint"),
+        ("--initial-checkpoint nowhere.pth", "--initial-checkpoint nowhere.pth: there is no such file"),
+        ("--resume a --initial-checkpoint b", "--resume continues a run, --initial-checkpoint starts one"),
+    ],
+)
+def test_wrong_options_are_named(line, message):
+    with pytest.raises(OptionError, match=message):
+        options_of("--data-path x " + line)
+
+
+def test_val_path_needs_data_path():
+    with pytest.raises(OptionError, match="--val-path needs --data-path"):
+        options_of("--val-path x")
+
+
+def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
+    saved = {"data_path": "x", "lr": 1e-3, "epochs": 90, "device": "cuda", "resume": None, "eval": False}
+    options = options_of("--epochs 100", saved)
+    assert (options.lr, options.epochs, options.device) == (1e-3, 100, "auto")
+    with pytest.raises(
+        OptionError, match=r"--lr 0.1 contradicts the resumed run, which has 0.001.*--initial-checkpoint"
+    ):
+        options_of("--lr 0.1", saved)
+
+
+def test_missing_files_and_folders_are_named(images, tmp_path):
+    with pytest.raises(OptionError, match=r"--resume nowhere.pth: there is no such file"):
+        train.main(["--resume", "nowhere.pth"])
+    with pytest.raises(DataError, match="--data-path nowhere does not exist"):
+        train.main(["--data-path", "nowhere"])
+    with pytest.raises(DataError, match="--batch-size 4096 is more than an epoch's 24 images"):
+        train.main(small_run(images, tmp_path / "run", "--batch-size", "4096"))
+    (tmp_path / "weights.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
+        train.main(["--resume", str(tmp_path / "weights.pth")])
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(images, tmp_path):
+    (tmp_path / "last.pth").write_bytes(b"precious")
+    with pytest.raises(OptionError, match=r"--output-dir .* already holds a run: continue it with --resume"):
+        train.main(small_run(images, tmp_path))
+    assert (tmp_path / "last.pth").read_bytes() == b"precious"
+
+
+def test_an_input_size_the_model_cannot_take_is_refused_before_training(images, tmp_path):
+    with pytest.raises(OptionError, match=r"--input-size 33: test_vit cannot take 33×33 images: .*divisible"):
+        train.main(small_run(images, tmp_path / "run", "--model", "test_vit", "--input-size", "33"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_the_model_does_not_know_is_refused(images, tmp_path):
+    with pytest.raises(OptionError, match=r"--model vgg11 cannot be built with drop_path_rate=0.1: .*drop_path_rate"):
+        train.main(small_run(images, tmp_path / "run", "--model", "vgg11"))
+
+
+def test_a_world_of_one_agrees_with_itself():
+    import torch
+
+    world = World(rank=0, size=1, device=torch.device("cpu"), control=None)
+    assert world.agree(2) == 2
+    assert world.sum(torch.tensor([1, 2])).tolist() == [1.0, 2.0]
+
+
+def test_errors_are_one_line_and_an_exit_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "0"])
+    with pytest.raises(SystemExit) as exit:
+        run_program(train.main)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == "error: --epochs must be 1 or more, got 0\n"
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert "python python/train.py --resume RUN/last.pth" in text
+    assert all(flag(field.name) in text for field in dataclasses.fields(Options))

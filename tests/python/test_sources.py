@@ -1,0 +1,136 @@
+"""Where images come from: folders and tars give the same, and what cannot be used is named."""
+
+import io
+import os
+import re
+import tarfile
+
+import pytest
+from training.errors import DataError
+from training.sources import (
+    DigitsSource,
+    FolderSource,
+    TarSource,
+    index_tar,
+    open_training_sources,
+    open_validation_source,
+)
+from trial_runs import CLASSES
+
+
+def pack(path, folder, prefix=""):
+    """A tar of what is in `folder`, names starting with `prefix`."""
+    with tarfile.open(path, "w") as tar:
+        for entry in sorted(os.listdir(folder), reverse=True):
+            tar.add(folder / entry, prefix + entry)
+    return path
+
+
+def content(source):
+    return [(source.classes[label], source.read(i).tobytes()) for i, label in enumerate(source.labels)]
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_a_tar_gives_what_its_folder_gives(images, tmp_path, prefix):
+    folder, tar = (
+        FolderSource(str(images / "train")),
+        TarSource(str(pack(tmp_path / "t.tar", images / "train", prefix))),
+    )
+    assert tar.classes == folder.classes == sorted(CLASSES)
+    assert tar.labels == folder.labels
+    assert content(tar) == content(folder)
+
+
+def test_every_layout_of_a_data_set_is_found(images, tmp_path):
+    expected = [content(FolderSource(str(images / split))) for split in ("train", "val")]
+
+    both = pack(tmp_path / "both.tar", images, "./")
+    train, val = pack(tmp_path / "train.tar", images / "train"), pack(tmp_path / "test.tar", images / "val")
+    for data_path, val_path in (
+        (images, None),
+        (both, None),
+        (tmp_path, None),  # holds train.tar and test.tar
+        (train, val),
+        (images / "train", images / "val"),
+        (images, both),
+    ):
+        sources = open_training_sources(str(data_path), val_path and str(val_path))
+        assert [content(source) for source in sources] == expected, (data_path, val_path)
+    for path in (images, both, val, images / "val"):
+        assert content(open_validation_source(str(path))) == expected[1]
+
+
+def test_hidden_files_and_other_files_are_ignored(own_images):
+    train = own_images / "train"
+    for stray in (".DS_Store", "red/._00.png", "red/notes.txt", ".git/x.png"):
+        (train / stray).parent.mkdir(exist_ok=True)
+        (train / stray).write_bytes(b"")
+    assert len(FolderSource(str(train)).labels) == 24
+    assert len(TarSource(str(pack(own_images / "t.tar", train))).labels) == 24
+
+
+def test_an_empty_class_is_named(own_images):
+    (own_images / "train" / "violet").mkdir()
+    with pytest.raises(DataError, match=r"train: no images in class violet"):
+        open_training_sources(str(own_images), None)
+    with pytest.raises(DataError, match=r"t.tar: no images in class violet"):
+        TarSource(str(pack(own_images / "t.tar", own_images / "train")))
+
+
+def test_different_classes_in_training_and_validation_are_listed(own_images):
+    (own_images / "val" / "red").rename(own_images / "val" / "rouge")
+    with pytest.raises(DataError, match="different classes: only in the first: red; only in the second: rouge"):
+        open_training_sources(str(own_images), None)
+
+
+def test_what_is_no_data_set_is_an_error(images, tmp_path):
+    with pytest.raises(DataError, match="--data-path nowhere does not exist"):
+        open_training_sources("nowhere", None)
+    with pytest.raises(DataError, match="--val-path nowhere does not exist"):
+        open_training_sources(str(images), "nowhere")
+    with pytest.raises(DataError, match=r"holds no train; expected .*name the validation images with --val-path"):
+        open_training_sources(str(images / "train"), None)
+    with pytest.raises(DataError, match="expected one folder per class and two classes or more, found none"):
+        open_validation_source(str(images / "train" / "red"))
+    (tmp_path / "note.txt").write_text("hello")
+    with pytest.raises(DataError, match="neither a folder nor a tar"):
+        open_training_sources(str(tmp_path / "note.txt"), None)
+
+
+def test_tars_that_cannot_be_read_in_place_are_refused(images, tmp_path):
+    whole = pack(tmp_path / "whole.tar", images / "train")
+    (tmp_path / "short.tar").write_bytes(whole.read_bytes()[:9000])
+    with pytest.raises(DataError, match=r"short.tar .*(cut short|cannot be read)"):
+        index_tar(str(tmp_path / "short.tar"))
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.add(images / "train", "train")
+    with pytest.raises(DataError, match=r"packed.tar cannot be read as an uncompressed tar"):
+        index_tar(str(tmp_path / "packed.tar"))
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        link = tarfile.TarInfo("red/00.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere.png"
+        tar.addfile(link, io.BytesIO())
+    with pytest.raises(DataError, match=re.escape("red/00.png is a link")):
+        index_tar(str(tmp_path / "linked.tar"))
+
+
+def test_an_unreadable_image_is_named(own_images):
+    broken = own_images / "train" / "green" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    folder, tar = FolderSource(str(own_images / "train")), pack(own_images / "t.tar", own_images / "train")
+    index = folder.files.index(str(broken))
+    with pytest.raises(DataError, match=re.escape(f"cannot read the image {broken}")):
+        folder.read(index)
+    with pytest.raises(DataError, match=re.escape(f"cannot read the image green/03.png in {tar}")):
+        TarSource(str(tar)).read(index)
+
+
+def test_the_digits_are_split_in_the_same_way_every_time():
+    train, test = DigitsSource(train=True), DigitsSource(train=False)
+    assert (len(train.labels), len(test.labels)) == (1347, 450)
+    assert min(test.labels.count(digit) for digit in range(10)) >= 43  # stratified
+    seen = {train.read(i).tobytes() for i in range(len(train.labels))}
+    assert content(DigitsSource(train=False)) == content(test)
+    # a few digits occur twice among the 1,797; the parts share no others
+    assert sum(image in seen for _, image in content(test)) <= 2
+    assert test.read(0).size == (8, 8)
