@@ -207,6 +207,7 @@ runpy.run_path("setup.py", run_name="__main__")
     [
         ({"CONTAINER_KERNELS_BUILD_EXT": "0"}, "turned off by CONTAINER_KERNELS_BUILD_EXT"),
         ({"CXX": "no-such-compiler -m64"}, "CXX names was not found: no-such-compiler -m64"),
+        ({"CXX": "", "PATH": "/nowhere"}, "no C++ compiler on PATH: looked for g++, clang++, c++"),
         ({"CXX": "false"}, "false --version"),
         pytest.param({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive integer", marks=needs_compiler),
     ],
