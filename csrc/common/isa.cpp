@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+#include "common/isa.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace ck {
+namespace {
+
+bool supports(Isa level) {
+    switch (level) {
+#ifdef CK_HAVE_V4
+        case Isa::v4:
+            return __builtin_cpu_supports("x86-64-v4");
+#endif
+#ifdef CK_HAVE_V3
+        case Isa::v3:
+            return __builtin_cpu_supports("x86-64-v3");
+#endif
+        default:
+            return level == Isa::baseline;
+    }
+}
+
+const char* name_of(Isa level) {
+    switch (level) {
+        case Isa::v4:
+            return "v4";
+        case Isa::v3:
+            return "v3";
+        default:
+            return "baseline";
+    }
+}
+
+Isa highest() {
+    if (supports(Isa::v4)) return Isa::v4;
+    return supports(Isa::v3) ? Isa::v3 : Isa::baseline;
+}
+
+std::atomic<Isa>& chosen() {
+    static std::atomic<Isa> level{highest()};
+    return level;
+}
+
+}  // namespace
+
+Isa active_isa() { return chosen().load(std::memory_order_relaxed); }
+
+std::string isa_name() { return name_of(active_isa()); }
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (Isa level : {Isa::baseline, Isa::v3, Isa::v4}) {
+        if (supports(level)) names.emplace_back(name_of(level));
+    }
+    return names;
+}
+
+void set_isa(const std::string& name) {
+    std::string known;
+    for (Isa level : {Isa::baseline, Isa::v3, Isa::v4}) {
+        if (!supports(level)) continue;
+        if (name == name_of(level)) return chosen().store(level, std::memory_order_relaxed);
+        known += known.empty() ? name_of(level) : std::string(", ") + name_of(level);
+    }
+    throw std::invalid_argument("isa: expected one of " + known + ", got " + name);
+}
+
+}  // namespace ck

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// What the kernels of the mix are given. Tokens are (batch, token, head, channel) with the channels next to each
+// other; strides are in elements. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
+// logsumexp and grad_alpha are contiguous and of the accumulation type.
+#pragma once
+
+#include "common/isa.h"
+#include "common/types.h"
+
+namespace ck {
+
+struct Tokens {
+    void* data;
+    int64_t batch_stride, token_stride, head_stride;
+
+    template <class T>
+    T* head(int64_t batch, int64_t head) const {
+        return static_cast<T*>(data) + batch * batch_stride + head * head_stride;
+    }
+};
+
+struct MixShape {
+    int64_t batch, tokens, heads;
+    int head_dim;
+    // The grid of the tokens and the window of the local weight.
+    int height, width, kernel_height, kernel_width;
+    double scale;
+    int threads;
+};
+
+struct MixForward {
+    MixShape shape;
+    Tokens q, k, v;             // read
+    const void* alpha;          // (M,)
+    const void* local_weight;   // (M * D, kh, kw)
+    const void* local_bias;     // (M * D,)
+    const void* affinity;       // (M, N, N)
+    Tokens out;                 // written
+    void* logsumexp;            // (B, M, N)
+};
+
+struct MixBackward {
+    MixShape shape;
+    Tokens grad_out, q, k, v;
+    const void* alpha;
+    const void* local_weight;
+    const void* affinity;
+    const void* logsumexp;
+    Tokens grad_q, grad_k, grad_v;  // written
+    void* grad_alpha;               // (M,)
+};
+
+void mix_forward(const MixForward& params, DType dtype);
+void mix_backward(const MixBackward& params, DType dtype);
+
+CK_DECLARE_FOR_EACH_ISA(void mix_forward(const MixForward& params, DType dtype))
+CK_DECLARE_FOR_EACH_ISA(void mix_backward(const MixBackward& params, DType dtype))
+
+}  // namespace ck

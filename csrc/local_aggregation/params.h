@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+// What the depthwise kernels are given. Images are (batch, height, width, channel) with the channels next to each
+// other; strides are in elements. Weights, biases and their gradients are contiguous and of the accumulation type.
+#pragma once
+
+#include "common/isa.h"
+#include "common/types.h"
+
+namespace ck {
+
+struct Image {
+    void* data;
+    int64_t batch_stride, row_stride, column_stride;
+
+    template <class T>
+    T* row(int64_t batch, int64_t y) const {
+        return static_cast<T*>(data) + batch * batch_stride + y * row_stride;
+    }
+};
+
+struct DepthwiseShape {
+    int64_t batch;
+    int height, width, channels, kernel_height, kernel_width;
+    int threads;
+};
+
+struct DepthwiseForward {
+    DepthwiseShape shape;
+    Image x;             // read
+    const void* weight;  // (C, kh, kw)
+    const void* bias;    // (C,) or null
+    Image out;           // written
+};
+
+struct DepthwiseBackwardWeight {
+    DepthwiseShape shape;
+    Image grad_out, x;  // read
+    void* grad_weight;  // (C, kh, kw), written
+    void* grad_bias;    // (C,), written
+};
+
+void depthwise_forward(const DepthwiseForward& params, DType dtype);
+void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype);
+
+CK_DECLARE_FOR_EACH_ISA(void depthwise_forward(const DepthwiseForward& params, DType dtype))
+CK_DECLARE_FOR_EACH_ISA(void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype))
+
+}  // namespace ck
