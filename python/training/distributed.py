@@ -25,6 +25,11 @@ class World:
         """Whether this process prints and writes."""
         return self.rank == 0
 
+    @property
+    def ranks_here(self) -> int:
+        """How many processes share this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
     def agree(self, code: int) -> int:
         """The largest `code` of all ranks: a decision every rank takes at the same step."""
         if self.control is None:

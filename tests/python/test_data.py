@@ -52,6 +52,16 @@ def test_batches_depend_on_seed_epoch_and_step_alone(source, repeated_aug):
     assert not same(batches_of(source, Options(batch_size=4, repeated_aug=repeated_aug, seed=1)), whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_arrives_as_an_error_in_its_batch(own_images, workers):
+    (own_images / "train" / "red" / "07.png").write_bytes(b"no image")
+    source, keys = FolderSource(str(own_images / "train")), [[(0, None)], [(23, None)], [(1, None)]]
+    loader = make_loader(source, evaluation_transform(FORMAT), keys, workers, world())
+    batches = list(loader)
+    assert [isinstance(batch, DataError) for batch in batches] == [False, True, False]
+    assert "red/07.png" in str(batches[1])
+
+
 def test_repeated_augmentation_shows_images_three_times_differently(source):
     order = TrainingBatches(source, Options(batch_size=24), world())
     keys = next(iter(order))

@@ -131,10 +131,10 @@ def test_an_unreadable_image_stops_the_run_after_saving_it(own_images, tmp_path,
     whole = broken.read_bytes()
     broken.write_bytes(whole[:200])
     with pytest.raises(DataError, match=re.escape(f"cannot read the image {broken}")):
-        train.main(small_run(own_images, tmp_path / "run", "--no-repeated-aug", "--num-workers", "1"))
+        train.main(small_run(own_images, tmp_path / "run", "--no-repeated-aug"))
     assert "saved; continue with: python python/train.py --resume" in capsys.readouterr().out
     broken.write_bytes(whole)
-    resumed = train.main(["--resume", str(tmp_path / "run" / "last.pth"), "--num-workers", "0"])
+    resumed = train.main(["--resume", str(tmp_path / "run" / "last.pth")])
     expected = train.main(small_run(own_images, tmp_path / "whole", "--no-repeated-aug"))
     assert_same_run(resumed, expected)
 
