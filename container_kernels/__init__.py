@@ -10,7 +10,9 @@ Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network"
 
 from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
-from .ops import context_aggregation, local_aggregation, usable_backends, use_backend
+from .ops.backend import usable_backends, use_backend
+from .ops.context_aggregation import context_aggregation
+from .ops.local_aggregation import local_aggregation
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops import context_aggregation
+from ..ops.context_aggregation import context_aggregation
 from .initialization import init_local
 
 Static = Literal["local", "dense", "both"]

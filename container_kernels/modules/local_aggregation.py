@@ -4,7 +4,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops import local_aggregation
+from ..ops.local_aggregation import local_aggregation
 from .initialization import init_local
 
 

@@ -37,5 +37,5 @@ def assert_within_budget(
         budget += torch.finfo(accumulation_dtype(actual.dtype)).eps * summed.double().norm().item()
     if not error <= budget:  # a NaN fails too
         raise AssertionError(
-            f"{name} ({actual.dtype}): error {error:.3e} over the budget {budget:.3e} (PyTorch's own: {eager_error:.3e})"
+            f"{name} ({actual.dtype}): error {error:.3e} over the budget {budget:.3e}, PyTorch's is {eager_error:.3e}"
         )

@@ -19,7 +19,7 @@ def eager_context_aggregation(
     scale: float | None = None,
 ) -> Tensor:
     """`context_aggregation` by `scaled_dot_product_attention`, `conv2d`, `matmul` and a weighted sum, in one dtype."""
-    batch, tokens, heads, head_dim = v.shape
+    heads, head_dim = v.shape[2:]
     values = v.transpose(1, 2)  # (B, M, N, D)
     dynamic = static = None
     if q is not None:

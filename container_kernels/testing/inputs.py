@@ -38,7 +38,7 @@ class MixCase:
         return "-".join([shape, *terms, *([] if self.packed else ["unpacked"])])
 
     def make(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0, *, grad: bool = False) -> "MixInputs":
-        """Random inputs: activations in `dtype`, static parameters too, so every implementation sees one set of numbers.
+        """Random inputs, all in `dtype`, so that every implementation sees the same numbers.
 
         Scores have standard deviation about 1.5, so the softmax is neither flat nor a single spike.
         """
