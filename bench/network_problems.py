@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""The block and the models against the released network in plain PyTorch, `torch.channels_last` on both sides.
+
+On a GPU under autocast to bfloat16, on a CPU in float32. A training step is forward, cross entropy, backward, AdamW.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import floors
+import timm
+import torch
+import torch.nn.functional as F
+from contenders import COMPILED, EAGER, OURS, TOLERANCE
+from machine import bench_dtype
+from released_network import MixBlock, ReleasedNetwork, StaticBlock
+from timing import Contender
+from torch import Tensor, nn
+
+from container_kernels import ContainerBlock
+from container_kernels.models.checkpoint import checkpoint_filter_fn
+
+DIMS, DEPTHS, HEADS, RATIOS, STRIDES = (64, 128, 320, 512), (3, 4, 8, 3), (2, 4, 10, 16), (8, 8, 4, 4), (4, 2, 2, 2)
+MIXING_STAGES = {"container_light": (4,), "container": (1, 2, 3, 4)}
+
+# Results by a common name, and gradients by the parameter's own.
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class NetworkProblem:
+    """What blocks and models share: evaluation without gradients, or training with batch statistics."""
+
+    device: str
+    training: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return bench_dtype(self.device)
+
+    @property
+    def baselines(self) -> dict[str, tuple[str, ...]]:
+        return {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)}
+
+    def contender(self, name: str) -> Contender:
+        torch.manual_seed(0)
+        module = self.released()
+        _randomize(module)
+        if name == OURS:
+            ours = self.ours()
+            ours.load_state_dict(_our_names(module.state_dict()))
+            module = ours
+        module = module.to(self.device, memory_format=torch.channels_last).train(self.training)
+        called = module
+        if name == COMPILED:
+            torch.compiler.reset()  # earlier shapes would count towards the recompilation limit
+            called = torch.compile(module, dynamic=False)
+        torch.manual_seed(1)
+        return Contender(self.step(module, called) if self.training else self.evaluation(called), [self.image()])
+
+    def evaluation(self, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
+        def evaluate(image: Tensor) -> Result:
+            with torch.no_grad(), self.autocast():
+                return {"out": called(image)}, {}
+
+        return evaluate
+
+    def outputs(self, name: str, result: Result) -> dict[str, Tensor]:
+        named, gradients = result
+        if gradients:
+            gradients = gradients if name == OURS else _our_names(gradients)
+            # One vector: a bias that a norm removes has rounding noise for a gradient.
+            named = named | {"gradients": torch.cat([gradients[n].flatten() for n in sorted(gradients)])}
+        return named
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext()
+
+    def random_image(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class BlockProblem(NetworkProblem):
+    """One block of a stage, numbered from 1: forward, or forward and backward."""
+
+    stage: int
+    mixing: bool
+    batch: int
+    grid: int
+
+    tolerance = property(lambda self: TOLERANCE[self.dtype])
+    dim = property(lambda self: DIMS[self.stage - 1])
+    num_heads = property(lambda self: HEADS[self.stage - 1])
+    mlp_ratio = property(lambda self: RATIOS[self.stage - 1])
+
+    @property
+    def name(self) -> str:
+        what = "mixing" if self.mixing else "static"
+        return f"{what} {self.kind}, {self.batch}×{self.grid}×{self.grid}, {self.dim} channels"
+
+    @property
+    def kind(self) -> str:
+        return "block forward + backward" if self.training else "block forward"
+
+    @property
+    def kernels(self) -> list[floors.Cost]:
+        return list(
+            floors.block(
+                self.batch, self.grid**2, self.dim, self.mlp_ratio, self.mixing, 5, self.dtype.itemsize, self.training
+            )
+        )
+
+    def released(self) -> nn.Module:
+        return (MixBlock if self.mixing else StaticBlock)(self.dim, self.num_heads, self.mlp_ratio)
+
+    def ours(self) -> nn.Module:
+        return ContainerBlock(self.dim, self.num_heads, self.mlp_ratio, dynamic=self.mixing)
+
+    def image(self) -> Tensor:
+        image = self.random_image(self.batch, self.dim, self.grid, self.grid, dtype=self.dtype)
+        return image.requires_grad_(self.training)
+
+    def step(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
+        named = dict(module.named_parameters())
+        grad_out = self.random_image(self.batch, self.dim, self.grid, self.grid, dtype=self.dtype)
+
+        def forward_backward(image: Tensor) -> Result:
+            with self.autocast():
+                out = called(image)
+            grad_image, *grads = torch.autograd.grad(out, [image, *named.values()], grad_out.to(out.dtype))
+            return {"out": out, "gradient of x": grad_image}, dict(zip(named, grads, strict=True))
+
+        return forward_backward
+
+
+@dataclass(frozen=True)
+class ModelProblem(NetworkProblem):
+    """A whole network: inference, or a training step."""
+
+    model: str
+    batch: int
+    size: int
+
+    # Rounding differences grow over 18 blocks, with batch statistics most.
+    tolerance = property(lambda self: 5 * TOLERANCE[self.dtype])
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, batch {self.batch}, {self.size}×{self.size}"
+
+    @property
+    def kind(self) -> str:
+        return f"{self.model} {'training step' if self.training else 'inference'}"
+
+    @property
+    def kernels(self) -> list[floors.Cost]:
+        kernels, inputs, grid = [], 3, self.size
+        itemsize, training = self.dtype.itemsize, self.training
+        for i, dim in enumerate(DIMS):
+            patch, grid = STRIDES[i] ** 2 * inputs, grid // STRIDES[i]
+            # The gradient of the image is nobody's.
+            kernels.append(floors.projection(self.batch * grid**2, patch, dim, itemsize, training))
+            dynamic = i + 1 in MIXING_STAGES[self.model]
+            block = floors.block(self.batch, grid**2, dim, RATIOS[i], dynamic, 5, itemsize, training)
+            kernels += DEPTHS[i] * list(block)
+            inputs = dim
+        kernels.append(floors.projection(self.batch, inputs, 1000, itemsize, training))
+        if training:
+            kernels.append(floors.adamw(sum(p.numel() for p in self.released().parameters())))
+        return kernels
+
+    def released(self) -> nn.Module:
+        return ReleasedNetwork(MIXING_STAGES[self.model], DIMS, DEPTHS, HEADS, RATIOS, STRIDES)
+
+    def ours(self) -> nn.Module:
+        return timm.create_model(self.model)
+
+    def image(self) -> Tensor:
+        return self.random_image(self.batch, 3, self.size, self.size, dtype=torch.float32)
+
+    def step(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
+        named = dict(module.named_parameters())
+        optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, weight_decay=0.05)
+        labels = torch.randint(1000, (self.batch,), device=self.device)
+
+        def train(image: Tensor) -> Result:
+            optimizer.zero_grad()
+            with self.autocast():
+                loss = F.cross_entropy(called(image), labels)
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.detach()}, {name: parameter.grad for name, parameter in named.items()}
+
+        return train
+
+
+def _randomize(module: nn.Module) -> None:
+    """Statistics and gates as after training: at their initial values some mistakes would not show."""
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("sa_weight"):
+            tensor.normal_()
+
+
+def _our_names(released: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A released network's or a single block's tensors under our names, in our shapes."""
+    if any(name.startswith("blocks") for name in released):
+        return checkpoint_filter_fn(released, None)
+    renamed = checkpoint_filter_fn({f"blocks1.0.{name}": tensor for name, tensor in released.items()}, None)
+    return {name.removeprefix("stages.0.blocks.0."): tensor for name, tensor in renamed.items()}

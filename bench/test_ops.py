@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""The ops, forward and forward + backward: `context_aggregation` against `scaled_dot_product_attention` + `conv2d`,
+`local_aggregation` against `conv2d` with one group a channel."""
+
+import pytest
+
+
+@pytest.mark.section("mix")
+def test_mix(problem, implementation, measure):
+    measure(problem, implementation)
+
+
+@pytest.mark.section("depthwise")
+def test_depthwise(problem, implementation, measure):
+    measure(problem, implementation)
