@@ -10,8 +10,6 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 
 from __future__ import annotations
 
-import os
-
 from training.build import Run, build_run
 from training.checkpoint import read_run
 from training.distributed import join_world, launched_size
@@ -24,7 +22,7 @@ from training.options import parse_explicit
 from training.progress import Progress
 from training.report import Report
 from training.rules import check, require_file, resolve
-from training.run_folder import choose_folder
+from training.run_folder import choose_folder, make_folder
 from training.sources import open_training_sources
 from training.state import restore
 
@@ -51,11 +49,11 @@ def main(argv: list[str]) -> Run | None:
     world = join_world(options.device)
     with StopGuard(world) as guard:
         run = build_run(options, world, guard, sources, folder)
-        remark = restore(run, saved) if saved else None
+        remarks = restore(run, saved) if saved else []
         report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
-            os.makedirs(folder, exist_ok=True)
-            print(report.describe_start(), *([remark] if remark else []), "", sep="\n", flush=True)
+            make_folder(folder)
+            print(report.describe_start(), *remarks, "", sep="\n", flush=True)
         try:
             fit(run, report, progress)
         except (Interrupted, DataError):

@@ -20,26 +20,15 @@ from torch.utils.data import DataLoader
 import container_kernels  # noqa: F401  registers our models with timm
 from training import data
 from training.checkpoint import load_weights
+from training.compute import Compute, ImageFormat, make_compute
 from training.distributed import World
 from training.errors import OptionError
+from training.evaluation import Evaluation, make_evaluation
 from training.interrupt import StopGuard
 from training.options import Options
 from training.randomness import seed_everything
 from training.rules import mixes, peak_lr
 from training.sources import Source
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """Where and how tensors are computed."""
-
-    device: torch.device
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-
-    def autocast(self) -> torch.autocast:
-        """The context of every forward pass."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
 @dataclasses.dataclass
@@ -54,17 +43,6 @@ class Position:
 
 
 @dataclasses.dataclass
-class Evaluation:
-    """A model's form for inference and the images it is judged on."""
-
-    world: World
-    compute: Compute
-    image_format: data.ImageFormat
-    batches: data.EvaluationBatches
-    loader: DataLoader
-
-
-@dataclasses.dataclass
 class Run:
     """Everything the training loop works with."""
 
@@ -75,7 +53,7 @@ class Run:
     classes: list[str]
     training_images: int
     data_name: str
-    image_format: data.ImageFormat
+    image_format: ImageFormat
     batches: data.TrainingBatches
     loader: DataLoader
     augment: data.Augmenter
@@ -156,12 +134,6 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
     )
 
 
-def make_compute(device: torch.device, amp_dtype: str | None, channels_last: bool) -> Compute:
-    """Autocast to bfloat16 on a GPU and plain float32 on a CPU, unless told otherwise."""
-    dtype = amp_dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    return Compute(device, getattr(torch, dtype), torch.channels_last if channels_last else torch.contiguous_format)
-
-
 def build_model(name: str, num_classes: int, input_size: int | None, **rates: float) -> nn.Module:
     """timm's model `name` for `num_classes`; rates that are 0 are left out, since not every model knows them all.
 
@@ -178,7 +150,7 @@ def build_model(name: str, num_classes: int, input_size: int | None, **rates: fl
         raise OptionError(f"--model {name} cannot be built with {settings}: {error}") from error
 
 
-def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> data.ImageFormat:
+def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:
     """The model's own input format, with the size and the crop replaced where given.
 
     Raises:
@@ -187,7 +159,7 @@ def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float 
     config = resolve_data_config(model=model)
     if input_size is not None:
         _try_input_size(model, input_size)
-    return data.ImageFormat(
+    return ImageFormat(
         size=input_size or config["input_size"][-1],
         crop_pct=crop_pct or config["crop_pct"],
         interpolation=config["interpolation"],
@@ -204,21 +176,6 @@ def _try_input_size(model: nn.Module, size: int) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         name = model.pretrained_cfg["architecture"]
         raise OptionError(f"--input-size {size}: {name} cannot take {size}×{size} images: {error}") from error
-
-
-def make_evaluation(
-    source: Source,
-    image_format: data.ImageFormat,
-    compute: Compute,
-    world: World,
-    batch_size: int,
-    num_workers: int | None,
-    limit_batches: int | None = None,
-) -> Evaluation:
-    """Everything `engine.evaluate` needs besides a model."""
-    batches = data.EvaluationBatches(source, batch_size, world, limit_batches)
-    loader = data.make_loader(source, data.evaluation_transform(image_format), batches, num_workers, world)
-    return Evaluation(world, compute, image_format, batches, loader)
 
 
 def build_optimizer(options: Options, model: nn.Module, world_size: int) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ def draw_curves(file: BinaryIO, history: list[dict], title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     loss, accuracy = figure.subplots(1, 2)
-    _plot(loss, history, "train_loss", "training", TRAIN)
+    _plot(loss, history, "train_loss", "training (as augmented and smoothed)", TRAIN)
     _plot(loss, history, "val_loss", "validation", VAL)
     _plot(accuracy, history, "val_top1", "validation", VAL)
     _plot(accuracy, history, "ema_top1", "validation, averaged weights", AVERAGE)

@@ -1,12 +1,11 @@
 """From sources to batches: transforms, the order of an epoch, loaders.
 
-Workers deliver uint8 images (four times less to move than float32); `Augmenter` and `normalize` finish the work on the
-device.
+Workers deliver uint8 images (four times less to move than float32); `Compute.prepare` and `Augmenter` finish the work
+on the device.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 
@@ -18,6 +17,7 @@ from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
 
+from training.compute import ImageFormat
 from training.distributed import World
 from training.errors import DataError
 from training.options import Options
@@ -27,23 +27,6 @@ from training.sources import Source
 
 SMALL_INPUT = 64
 """Up to this size nothing is cut away: images are resized to it, and training shifts them by up to an eighth."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFormat:
-    """What the model expects of an image."""
-
-    size: int
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def normalize(self, images: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-        """uint8 (B, 3, H, W) to float32 with the model's mean and deviation."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
-        return images.to(torch.float32, memory_format=memory_format).div_(255).sub_(mean).div_(std)
 
 
 def evaluation_transform(image_format: ImageFormat):
@@ -151,10 +134,11 @@ class EvaluationBatches:
     """
 
     def __init__(self, source: Source, batch_size: int, world: World, limit_batches: int | None = None):
-        self.images = len(source.labels)
+        count = self.images = len(source.labels)
         if limit_batches is not None:
-            self.images = min(self.images, limit_batches * batch_size * world.size)
-        indices = range(world.rank, self.images, world.size)
+            self.images = min(count, limit_batches * batch_size * world.size)
+        # images are sorted by class: fewer of them are taken from the whole range
+        indices = [i * count // self.images for i in range(world.rank, self.images, world.size)]
         starts = range(0, len(indices), batch_size)
         self.batches = [[(index, None) for index in indices[start : start + batch_size]] for start in starts]
         self.longest_rank = -(-self.images // (batch_size * world.size))

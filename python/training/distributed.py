@@ -76,6 +76,7 @@ def join_world(device: str) -> World:
         chosen = torch.device("cuda", local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = True  # all training batches have one shape
     if size == 1:
         return World(rank=0, size=1, device=chosen, control=None)
     if not dist.is_initialized():

@@ -1,21 +1,17 @@
-"""The training loop and the evaluation."""
+"""The training loop."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
 import time
 
 import torch
-import torch.nn.functional as F
 from timm.utils import dispatch_clip_grad, distribute_bn
-from torch import nn
 
-from training.build import Evaluation, Position, Run
-from training.data import ImageFormat
+from training.build import Position, Run
 from training.errors import DataError, TrainingError
-from training.interrupt import Interrupted, StopGuard
+from training.evaluation import evaluate
+from training.interrupt import Interrupted
 from training.progress import Meter, Progress, format_seconds
 from training.randomness import derive_seed, seed_everything
 from training.report import Report
@@ -54,7 +50,7 @@ def train_epoch(run: Run, progress: Progress) -> None:
         for step, batch in enumerate(run.loader, position.step):
             run.guard.check(batch)
             seed_everything(derive_seed(options.seed, position.epoch, run.world.rank, step, STEP_STREAM))
-            images, labels = to_device(batch, run.compute, run.image_format)
+            images, labels = run.compute.prepare(batch, run.image_format)
             images, targets = run.augment(images, labels)
             with run.compute.autocast():
                 loss = run.criterion(run.network(images), targets)
@@ -84,12 +80,6 @@ def share_batch_statistics(run: Run) -> None:
     if run.world.size > 1:
         for model in (run.model, *([run.ema.module] if run.ema else [])):
             distribute_bn(model, run.world.size, reduce=False)
-
-
-def to_device(batch, compute, image_format: ImageFormat) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalized images (B, 3, H, W) and labels (B,) on the device, from what a loader delivers."""
-    images, labels = (tensor.to(compute.device, non_blocking=True) for tensor in batch)
-    return image_format.normalize(images, compute.memory_format), labels
 
 
 class EpochTotals:
@@ -145,54 +135,3 @@ class EpochTotals:
         position.loss_sum += loss_sum
         position.images += int(images)
         position.seconds += time.monotonic() - self._started
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """An evaluation over all ranks; accuracies in percent."""
-
-    loss: float
-    top1: float
-    top5: float
-    images: int
-    seconds: float
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, evaluation: Evaluation, guard: StopGuard | None = None, progress: Progress | None = None
-) -> Metrics:
-    """Judge `model` on every image exactly once: counts are summed over the ranks, nothing is padded.
-
-    Raises:
-        Interrupted, DataError: on every rank, if a signal came or an image cannot be read.
-    """
-    started = time.monotonic()
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=evaluation.compute.device)
-    progress = progress or Progress(shown=False)
-    with progress.over("evaluation", evaluation.batches.images) as meter:
-        # a rank with a batch less than others still takes part in their checks
-        idle_turns = evaluation.batches.longest_rank - len(evaluation.batches)
-        for batch in itertools.chain(evaluation.loader, [None] * idle_turns):
-            if guard is not None:
-                guard.check(batch)
-            elif isinstance(batch, DataError):
-                raise batch
-            if batch is not None:
-                sums += _count_correct(model, batch, evaluation)
-                meter.advance(len(batch[0]) * evaluation.world.size)
-    loss, top1, top5, images = evaluation.world.sum(sums).tolist()
-    return Metrics(loss / images, 100 * top1 / images, 100 * top5 / images, int(images), time.monotonic() - started)
-
-
-def _count_correct(model: nn.Module, batch, evaluation: Evaluation) -> torch.Tensor:
-    """[sum of losses, correct at the first guess, among the first five, images]."""
-    images, labels = to_device(batch, evaluation.compute, evaluation.image_format)
-    with evaluation.compute.autocast():
-        logits = model(images)
-    logits = logits.float()
-    guesses = logits.topk(min(5, logits.shape[1])).indices
-    correct = guesses == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([loss, correct[:, 0].sum(), correct.sum(), loss.new_tensor(len(labels))]).double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ def run_program(main: Callable[[list[str]], object]) -> None:
         main(sys.argv[1:])
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
+    except KeyboardInterrupt:  # before training began, or in an evaluation: nothing to save
+        sys.exit(128 + signal.SIGINT)
     except UserError as error:
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, OptionError) else 1)

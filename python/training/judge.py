@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from training.build import build_model, make_compute, make_evaluation, make_image_format
+from training.build import build_model, make_image_format
 from training.checkpoint import load_weights, peek_checkpoint
+from training.compute import make_compute
 from training.distributed import join_world
-from training.engine import Metrics, evaluate
 from training.errors import DataError, OptionError
+from training.evaluation import Metrics, evaluate, make_evaluation
 from training.options import option
 from training.progress import Progress
 from training.rules import check_compute, check_model_name, require_file

@@ -11,6 +11,7 @@ import torch
 from training.build import Position, Run
 from training.checkpoint import atomic_write, save_checkpoint
 from training.curves import draw_curves
+from training.evaluation import Metrics
 from training.options import as_command_line
 from training.progress import format_seconds
 from training.rules import DIGITS_RECIPE, peak_lr
@@ -36,7 +37,7 @@ class Report:
         self.last, self.best = os.path.join(folder, "last.pth"), os.path.join(folder, "best.pth")
         self.summary, self.curves = os.path.join(folder, "summary.csv"), os.path.join(folder, "curves.png")
 
-    def add_epoch(self, metrics, ema_metrics) -> None:
+    def add_epoch(self, metrics: Metrics, ema_metrics: Metrics | None) -> None:
         """Take the finished epoch into the history and print its line."""
         run, position = self.run, self.run.position
         ema = (ema_metrics.loss, ema_metrics.top1, ema_metrics.top5) if ema_metrics else (None, None, None)

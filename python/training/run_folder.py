@@ -27,3 +27,11 @@ def choose_folder(options: Options) -> str:
             "or choose another folder"
         )
     return options.output_dir
+
+
+def make_folder(folder: str) -> None:
+    """Create it. Raises OptionError if that is not possible."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--output-dir {folder} cannot be created: {error}") from error

@@ -28,11 +28,11 @@ def describe(run: Run) -> dict[str, Any]:
     return {"options": dataclasses.asdict(run.options), "classes": run.classes, "history": run.history}
 
 
-def restore(run: Run, content: dict[str, Any]) -> str | None:
+def restore(run: Run, content: dict[str, Any]) -> list[str]:
     """Bring a freshly built run to the state `content`.
 
-    Returns a remark for the user if the position inside an epoch had to be given up, because the order of the images
-    is another one now (a file was removed, the number of processes changed).
+    Returns what the user should know: that another number of processes means another global batch, and that the
+    position inside an epoch was given up because the order of the images is another one now (a file was removed).
 
     Raises:
         CheckpointError: the run has other classes or another model.
@@ -52,10 +52,13 @@ def restore(run: Run, content: dict[str, Any]) -> str | None:
         raise CheckpointError(f"--resume: the checkpoint does not fit {run.options.model}: {error}") from error
     run.history = list(content["history"])
     run.position = Position(**content["position"])
-    if run.position.step > 0 and content["order"] != _order(run):
+    remarks, before, now = [], content["order"], _order(run)
+    if before["ranks"] != now["ranks"]:
+        remarks.append(f"{now['ranks']} processes, {before['ranks']} before: the global batch and its rate change too")
+    if run.position.step > 0 and before != now:
         run.position = Position(epoch=run.position.epoch)
-        return f"the order of the images changed since the checkpoint: epoch {run.position.epoch + 1} starts over"
-    return None
+        remarks.append(f"the order of the images has changed: epoch {run.position.epoch + 1} starts over")
+    return remarks
 
 
 def _order(run: Run) -> dict[str, int]:

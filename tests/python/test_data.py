@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from training.compute import ImageFormat, make_compute
 from training.data import (
     Augmenter,
     EvaluationBatches,
-    ImageFormat,
     TrainingBatches,
     evaluation_transform,
     make_loader,
@@ -87,7 +87,9 @@ def test_evaluation_sees_every_image_once(images, size, batch_size):
 
 def test_limit_batches_limits_both(images, source):
     assert TrainingBatches(source, Options(batch_size=4, limit_batches=2), world()).steps == 2
-    assert EvaluationBatches(source, 4, world(), limit_batches=2).images == 8
+    limited = EvaluationBatches(source, 4, world(), limit_batches=2)
+    assert limited.images == 8
+    assert {source.labels[index] for batch in limited for index, _ in batch} == {0, 1, 2}
 
 
 def test_a_batch_larger_than_the_data_is_an_error(source):
@@ -105,9 +107,9 @@ def test_small_inputs_are_resized_whole_and_large_ones_cropped(source):
     assert large[1, :, 0].float().mean() > 50
 
 
-def test_normalize_gives_the_models_mean_and_deviation():
-    images = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
-    normalized = FORMAT.normalize(images, torch.channels_last)
+def test_images_get_the_models_mean_and_deviation():
+    batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.tensor([0, 1])
+    normalized, _ = make_compute(torch.device("cpu"), None, channels_last=True).prepare(batch, FORMAT)
     torch.testing.assert_close(normalized[0, :, 0, 0], torch.tensor([0.5 / 0.2, 0.6 / 0.3, 0.7 / 0.4]))
     assert normalized.is_contiguous(memory_format=torch.channels_last)
 
