@@ -106,15 +106,17 @@ def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def as_command_line(values: dict) -> str:
-    """{"lr": 0.1, "model_ema": False} -> "--lr 0.1 --no-model-ema"."""
-    words = []
+def wrap_command_line(values: dict, width: int) -> list[str]:
+    """{"lr": 0.1, "model_ema": False} -> ["--lr 0.1 --no-model-ema"]; no line breaks between a flag and its value."""
+    lines = [""]
     for name, value in values.items():
+        words = f"{flag(name)} {value}"
         if isinstance(value, bool):
-            words.append(flag(name) if value else flag("no_" + name))
-        else:
-            words.append(f"{flag(name)} {value}")
-    return " ".join(words)
+            words = flag(name) if value else flag(f"no_{name}")
+        if len(lines[-1]) + len(words) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {words}".strip()
+    return lines
 
 
 def parse_explicit(argv: list[str], description: str, cls: type = Options) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ class Meter:
         self.title, self.images, self.log_seconds = title, images, log_seconds
         self.done = 0
         self._started = self._logged = time.monotonic()
-        on_terminal = shown and sys.stderr.isatty()
+        on_terminal = shown and _has_terminal()
         self._prints_lines = shown and not on_terminal
         self._bar = None
         if on_terminal:
@@ -52,6 +53,11 @@ class Meter:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _has_terminal() -> bool:
+    """Whether a bar can be drawn: some pseudo-terminals are 0 columns wide."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 class Progress:

@@ -12,7 +12,7 @@ from training.build import Position, Run
 from training.checkpoint import atomic_write, save_checkpoint
 from training.curves import draw_curves
 from training.evaluation import Metrics
-from training.options import as_command_line
+from training.options import wrap_command_line
 from training.progress import format_seconds
 from training.rules import DIGITS_RECIPE, peak_lr
 from training.state import capture, describe
@@ -108,7 +108,8 @@ class Report:
         ]
         if options.data_path is None and run.position == Position():
             recipe = {name: value for name, value in DIGITS_RECIPE.items() if getattr(options, name) == value}
-            lines.append(f"no --data-path: the digits and their recipe, {as_command_line(recipe)}")
+            lines.append("no --data-path was given: this learns scikit-learn's handwritten digits, with")
+            lines += [f"          {part}" for part in wrap_command_line(recipe, 100)]
         if run.position != Position():
             lines.append(f"resumed   epoch {run.position.epoch + 1}, step {run.position.step}")
         return "\n".join(lines)

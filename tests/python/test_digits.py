@@ -10,7 +10,8 @@ def test_digits_start(tmp_path, capsys):
     run = train.main(["--output-dir", str(tmp_path), *short])
     output = capsys.readouterr().out
     assert "handwritten digits: 1,347 training and 32 validation images, 10 classes, 32×32" in output
-    assert "no --data-path: the digits and their recipe, --model container_tiny" in output
+    assert "no --data-path was given: this learns scikit-learn's handwritten digits, with\n" in output
+    assert "--model container_tiny --input-size 32" in output
     assert run.options.model == "container_tiny" and len(run.history) == 1
 
 
