@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The parts of `train.py` and `validate.py`, one purpose per file.
 
 What the command line means: options (the flags), rules (which combinations contradict each other).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Puts a run together from its options: data, model, optimizer, schedule, moving average."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checkpoints: written atomically, read without executing pickled code.
 
 `last.pth` is the whole state of a run, `best.pth` only the weights that scored best; both keep them under `model`.
@@ -104,7 +105,7 @@ def _read(path: str):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
 
 
@@ -124,7 +125,10 @@ def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_clas
     if content and use_ema and content.get("model_ema") is None:
         raise CheckpointError(f"{path} keeps no moving average of the weights")
     try:
-        weights = timm.models.load_state_dict(path, use_ema=use_ema, weights_only=True)
+        if content:
+            weights = content["model_ema" if use_ema else "model"]
+        else:
+            weights = timm.models.load_state_dict(path, use_ema=use_ema, weights_only=True)
         if isinstance(model, Container):
             weights = checkpoint_filter_fn(weights, model)
         if new_classes:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where and how tensors are computed: device, autocast, memory layout."""
 
 from __future__ import annotations

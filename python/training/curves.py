@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The learning curves of a run as a picture."""
 
 from __future__ import annotations

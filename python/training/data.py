@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From sources to batches: transforms, the order of an epoch, loaders.
 
 Workers deliver uint8 images (four times less to move than float32); `Compute.prepare` and `Augmenter` finish the work

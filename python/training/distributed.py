@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ranks, devices and the few collectives training needs; one process alone is a world of size 1."""
 
 from __future__ import annotations

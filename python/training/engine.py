@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The training loop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How a program starts and ends: errors meant for the user without a traceback, exit codes, ranks left in order."""
 
 from __future__ import annotations

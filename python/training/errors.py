@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Errors whose message is written for the person at the keyboard; the programs print them without a traceback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Judging a model on every validation image exactly once, over any number of ranks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Stopping early without losing anything: Ctrl-C, SIGTERM and unreadable images end a run between two steps."""
 
 from __future__ import annotations

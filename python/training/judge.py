@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Evaluating a checkpoint: what `validate.py` and `train.py --eval` share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The command line of `train.py` as one typed dataclass; its fields are the parser.
 
 Names and defaults are those of DeiT's `main.py`, which trained the released network. `rules.py` says which

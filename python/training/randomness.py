@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Random numbers that depend on where the run is, not on how it got there.
 
 Before every sample and every step the generators are seeded from (seed, epoch, step, …). A resumed run needs no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run leaves behind: lines on the screen, checkpoints, `summary.csv` and the learning curves."""
 
 from __future__ import annotations

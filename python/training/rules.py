@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which option holds, and which combinations contradict each other: the one place that judges a command line."""
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import timm.optim
 import torch
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 
+import container_kernels  # noqa: F401  registers our models with timm
 from training.errors import OptionError
 from training.options import Options, flag
 
@@ -82,6 +84,8 @@ def check(options: Options, explicit: set[str], world_size: int = 1) -> None:
     for name, matters, reason in _conditions(options, world_size):
         if name in explicit and not matters:
             raise OptionError(f"{flag(name)} has no effect {reason}")
+    if options.sync_bn and device_type(options.device) == "cpu":
+        raise OptionError("--sync-bn needs GPUs: PyTorch has no synchronized batch norm on a CPU")
 
 
 def _check_ranges(options: Options) -> None:
@@ -133,8 +137,6 @@ def _check_names(options: Options, explicit: set[str]) -> None:
 
 def check_model_name(name: str) -> None:
     """Raises OptionError unless timm knows the model (importing `container_kernels` registers ours)."""
-    import container_kernels  # noqa: F401
-
     if not timm.is_model(name):
         raise OptionError(f"--model {name} is not known to timm; ours are {', '.join(timm.list_models('container*'))}")
 
@@ -143,10 +145,8 @@ def check_compute(device: str, amp_dtype: str | None) -> None:
     """Raises OptionError for a device this machine lacks or a dtype the device cannot train with."""
     if amp_dtype not in (None, "bfloat16", "float16", "float32"):
         raise OptionError(f"--amp-dtype must be bfloat16, float16 or float32, got {amp_dtype}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        kind = device_type(device)
     except RuntimeError as error:
         raise OptionError(f"--device must be auto, cpu, cuda or cuda:N, got {device}") from error
     if kind not in ("cpu", "cuda"):
@@ -157,6 +157,13 @@ def check_compute(device: str, amp_dtype: str | None) -> None:
         raise OptionError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs")
     if kind == "cpu" and amp_dtype == "float16":
         raise OptionError("--amp-dtype float16 needs a GPU; on a CPU use float32 or bfloat16")
+
+
+def device_type(device: str) -> str:
+    """cpu or cuda; auto is cuda if there is one. Raises RuntimeError for what PyTorch does not know."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device).type
 
 
 def _check_files(options: Options) -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where a run is kept, without ever writing over another one."""
 
 from __future__ import annotations

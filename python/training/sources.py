@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where labelled images come from: a folder of class folders, a tar of one, or scikit-learn's handwritten digits.
 
 The layout is torchvision's ImageFolder: the first folder below the root names the class, classes are numbered in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The state of a run as plain values and tensors, and back. There are no generator states: see `randomness`."""
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_no_code_is_executed(tmp_path):
     torch.save({"model": Attack()}, path)
     with pytest.raises(CheckpointError, match=r"evil.pth cannot be read as a checkpoint"):
         load_weights(timm.create_model("test_resnet"), str(path))
-    path.write_bytes(pickle.dumps(Attack()))
+    path.write_bytes(pickle.dumps(Attack(), protocol=2))
     with pytest.raises(CheckpointError, match=r"evil.pth cannot be read as a checkpoint"):
         read_run(str(path))
     assert not (tmp_path / "attacked").exists()

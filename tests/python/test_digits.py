@@ -1,7 +1,6 @@
 """The run without data: `container_tiny` learns handwritten digits."""
 
 import pytest
-import torch
 import train
 
 
@@ -17,7 +16,5 @@ def test_digits_start(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_digits_are_learned(tmp_path):
-    torch.set_num_threads(2)
     run = train.main(["--output-dir", str(tmp_path)])
-    torch.set_num_threads(1)
     assert run.history[-1]["val_top1"] >= 97

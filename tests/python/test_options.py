@@ -88,6 +88,12 @@ def test_wrong_options_are_named(line, message):
         options_of("--data-path x " + line)
 
 
+def test_sync_bn_needs_gpus():
+    options = resolve({"data_path": "x", "sync_bn": True, "device": "cpu"})
+    with pytest.raises(OptionError, match="--sync-bn needs GPUs"):
+        check(options, {"data_path", "sync_bn"}, world_size=2)
+
+
 def test_val_path_needs_data_path():
     with pytest.raises(OptionError, match="--val-path needs --data-path"):
         options_of("--val-path x")

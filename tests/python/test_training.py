@@ -14,7 +14,7 @@ import torch
 import train
 import validate
 from PIL import Image
-from training.errors import CheckpointError, DataError, TrainingError
+from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
 from trial_runs import PROGRAMS, small_run
 
@@ -60,8 +60,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, images, tmp_path, s
     with pytest.raises(Interrupted):
         train.main(small_run(images, tmp_path))
     monkeypatch.undo()
-    saved = torch.load(tmp_path / "last.pth", weights_only=True)["position"]
-    assert saved["epoch"] * 14 + saved["step"] + (batches % 14 - saved["step"]) == batches
+    position = torch.load(tmp_path / "last.pth", weights_only=True)["position"]
+    assert (position["epoch"], position["step"]) == (batches // 14, min(batches % 14, 6))
     resumed = train.main(["--resume", str(tmp_path / "last.pth"), "--device", "cpu"])
     assert_same_run(resumed, finished[0])
 
@@ -225,3 +225,36 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         assert exits == [130]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_validate_needs_to_know_what_to_judge(finished, images, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(finished[0].model.state_dict(), weights)
+    for arguments, message in (
+        ([], "--checkpoint is needed"),
+        (["--checkpoint", "nowhere.pth"], r"--checkpoint nowhere.pth: there is no such file"),
+        (["--checkpoint", str(weights)], r"--model is needed: .*weights.pth does not say"),
+        (["--checkpoint", str(weights), "--model", "test_resnet"], r"--data-path is needed: .*weights.pth"),
+        (["--checkpoint", str(weights), "--frobnicate"], "unknown option --frobnicate"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            validate.main(arguments)
+    with pytest.raises(DataError, match=r"test_resnet has 1000 classes, .*colors/val has 3"):
+        validate.main(["--checkpoint", str(weights), "--model", "test_resnet", "--data-path", str(images)])
+
+
+def test_weights_of_other_programs_are_judged(finished, images, tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save({"state_dict": finished[0].model.state_dict()}, weights)
+    model = ["--model", "test_resnet", "--num-classes", "3", "--input-size", "32", "--device", "cpu"]
+    judgement = validate.main(["--checkpoint", str(weights), "--data-path", str(images), *model])
+    assert judgement.metrics.top1 == finished[0].history[-1]["val_top1"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_gpu_trains_in_low_precision(images, tmp_path, dtype):
+    run = train.main(small_run(images, tmp_path, "--device", "cuda", "--amp-dtype", dtype))
+    assert run.compute.dtype == getattr(torch, dtype) and next(run.model.parameters()).is_cuda
+    last = ["--checkpoint", str(tmp_path / "last.pth"), "--num-workers", "0", "--amp-dtype", dtype]
+    assert validate.main(last).metrics.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-2)
