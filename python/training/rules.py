@@ -153,7 +153,7 @@ def check_compute(device: str, amp_dtype: str | None) -> None:
         raise OptionError(f"--device must be auto, cpu, cuda or cuda:N, got {device}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise OptionError(f"--device {device}: this PyTorch ({torch.__version__}) sees no GPU")
-    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+    if device.startswith("cuda:") and torch.device(device).index >= torch.cuda.device_count():
         raise OptionError(f"--device {device}: this machine has {torch.cuda.device_count()} GPUs")
     if kind == "cpu" and amp_dtype == "float16":
         raise OptionError("--amp-dtype float16 needs a GPU; on a CPU use float32 or bfloat16")

@@ -4,12 +4,13 @@ import dataclasses
 import sys
 
 import pytest
+import torch
 import train
 from training.distributed import World
 from training.entry import run_program
 from training.errors import CheckpointError, DataError, OptionError
 from training.options import Options, flag, parse_explicit
-from training.rules import check, resolve
+from training.rules import check, check_compute, resolve
 from trial_runs import small_run
 
 
@@ -88,6 +89,16 @@ def test_wrong_options_are_named(line, message):
         options_of("--data-path x " + line)
 
 
+def test_devices_are_checked_against_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("auto", "cpu", "cuda", "cuda:1"):
+        check_compute(device, None)
+    check_compute("auto", "float16")
+    with pytest.raises(OptionError, match="--device cuda:2: this machine has 2 GPUs"):
+        check_compute("cuda:2", None)
+
+
 def test_sync_bn_needs_gpus():
     options = resolve({"data_path": "x", "sync_bn": True, "device": "cpu"})
     with pytest.raises(OptionError, match="--sync-bn needs GPUs"):
@@ -140,8 +151,6 @@ def test_an_option_the_model_does_not_know_is_refused(images, tmp_path):
 
 
 def test_a_world_of_one_agrees_with_itself():
-    import torch
-
     world = World(rank=0, size=1, device=torch.device("cpu"), control=None)
     assert world.agree(2) == 2
     assert world.sum(torch.tensor([1, 2])).tolist() == [1.0, 2.0]
