@@ -1,7 +1,9 @@
 """Checkpoints on disk: atomic, safe to read, and told apart from what is none."""
 
+import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
@@ -87,3 +89,13 @@ def test_files_that_are_no_run_are_named(tmp_path):
         read_run(str(tmp_path / "best.pth"))
     with pytest.raises(CheckpointError, match=r"other.pth does not fit ResNet"):
         load_weights(timm.create_model("test_resnet"), str(tmp_path / "other.pth"))
+
+
+def test_the_release_is_fine_tuned_on_other_classes(tmp_path):
+    shapes = json.loads((Path(__file__).parents[1] / "golden" / "container_light_official_names.json").read_text())
+    released = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    torch.save({"model": released}, tmp_path / "released.pth")
+    model = timm.create_model("container_light", num_classes=10)
+    load_weights(model, str(tmp_path / "released.pth"), new_classes=True)
+    assert torch.equal(model.norm.weight, torch.full((512,), 0.5))
+    assert not torch.equal(model.get_classifier().weight, torch.full((10, 512), 0.5))
