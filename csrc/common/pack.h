@@ -51,18 +51,24 @@ CK_INLINE void transpose_step(V (&rows)[L]) {
     }
 }
 
-// target[column][lane] = source[lane][column] for column < columns and one vector of rows; rows from `rows` on
-// are zeros. Consecutive columns are `target_stride` apart.
+// target[column][lane] = source[lane][column] for column < columns and one vector of rows; lanes from `rows` on repeat
+// the last row. Consecutive columns are `target_stride` apart.
 template <class A, class T>
 void pack_transposed(const T* source, int64_t row_stride, int64_t rows, int columns, A* target, int64_t target_stride) {
     constexpr int L = kLanes<A>;
     for (int c = 0; c < columns; c += L) {
-        Vec<A> block[L];
+        const T* from = source + c;
+        int64_t stride = row_stride;
+        T staged[L * L];
         const int count = columns - c;
-#pragma GCC unroll 16
-        for (int row = 0; row < L; ++row) {
-            block[row] = row < rows ? load_first<Vec<A>>(source + row * row_stride + c, count) : Vec<A>{};
+        if (count < L) {
+            for (int i = 0; i < L * L; ++i) staged[i] = i / L < rows && i % L < count ? from[i / L * stride + i % L] : T{};
+            from = staged;
+            stride = L;
         }
+        Vec<A> block[L];
+#pragma GCC unroll 16
+        for (int row = 0; row < L; ++row) block[row] = load<Vec<A>>(from + (row < rows ? row : rows - 1) * stride);
         transpose_step<1>(block);
 #pragma GCC unroll 16
         for (int lane = 0; lane < L; ++lane) {

@@ -97,17 +97,32 @@ CK_INLINE V max(V a, V b) {
     return a > b ? a : b;
 }
 
+template <class V, int... Lane>
+CK_INLINE V lane_numbers(LaneIndices<Lane...>) {
+    return V{static_cast<Element<V>>(Lane)...};
+}
+// The first `count` lanes of `value`, and `rest` in the others.
+template <class V>
+CK_INLINE V keep_first(V value, int64_t count, Element<V> rest) {
+    const V lanes = lane_numbers<V>(MakeLaneIndices<kLanesOf<V>>{});
+    return lanes < static_cast<Element<V>>(count) ? value : broadcast<V>(rest);
+}
+
+template <class V, int... Lane>
+CK_INLINE auto low_half(V value, LaneIndices<Lane...>) {
+    return __builtin_shufflevector(value, value, Lane...);
+}
+template <class V, int... Lane>
+CK_INLINE auto high_half(V value, LaneIndices<Lane...>) {
+    return __builtin_shufflevector(value, value, (Lane + static_cast<int>(sizeof...(Lane)))...);
+}
 template <class V, class Combine>
 CK_INLINE Element<V> reduce(V value, Combine combine) {
-    constexpr int L = kLanesOf<V>;
-    if constexpr (L == 1) {
+    if constexpr (kLanesOf<V> == 1) {
         return value[0];
     } else {
-        using Half = Vec<Element<V>, L / 2>;
-        Half low, high;
-        __builtin_memcpy(&low, &value, sizeof(Half));
-        __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof(Half), sizeof(Half));
-        return reduce<Half>(combine(low, high), combine);
+        using Indices = MakeLaneIndices<kLanesOf<V> / 2>;
+        return reduce(combine(low_half(value, Indices{}), high_half(value, Indices{})), combine);
     }
 }
 template <class V>

@@ -154,18 +154,16 @@ struct BackwardTask {
         compute_scores(scratch.q + row * dim, dim, scratch.packed_keys + panel, depth, vectors, scores, tiling.rows);
         compute_scores(scratch.grad_out + row * dim, dim, scratch.packed_values + panel, depth, vectors, grad_scores,
                        tiling.rows);
-        const int64_t missing = (first_vector + vectors) * L - params.shape.tokens;
+        const int64_t last_keys = params.shape.tokens - (first_vector + vectors - 1) * L;
         for (int r = 0; r < kRows; ++r) {
+            A* last = scores + ((vectors - 1) * tiling.rows + r) * L;
+            A* last_grad = grad_scores + ((vectors - 1) * tiling.rows + r) * L;
+            store(last, keep_first(load<V>(last), last_keys, -__builtin_inf()));
+            store(last_grad, keep_first(load<V>(last_grad), last_keys, 0));
             V sum = {}, term = {};
             for (int64_t v = 0; v < vectors; ++v) {
                 A* place = scores + (v * tiling.rows + r) * L;
                 A* grad_place = grad_scores + (v * tiling.rows + r) * L;
-                if (v == vectors - 1) {
-                    for (int64_t lane = L - missing; lane < L; ++lane) {
-                        place[lane] = -__builtin_inf();
-                        grad_place[lane] = 0;
-                    }
-                }
                 const V weight = exp2_nonpositive<V>(load<V>(place) - scratch.row_shift[row + r]);
                 store(place, weight);
                 sum += weight;

@@ -65,26 +65,22 @@ struct Scratch {
     }
 };
 
-// Turns kRows rows of scores (base 2) into exp2(score - row_max), and takes account of a greater maximum in
-// row_sum and in the rows of `dynamic` that are there already.
+// Turns kRows rows of scores (base 2) of a tile into exp2(score - row_max). The first tile sets row_max and row_sum;
+// a later one that finds a greater maximum rescales row_sum and the rows of `dynamic` that are there already.
 template <class A>
-void online_softmax(A* scores, int64_t keys, int64_t dim, A* row_max, A* row_sum, A* dynamic) {
+void online_softmax(bool is_first, A* scores, int64_t keys, int64_t dim, A* row_max, A* row_sum, A* dynamic) {
     constexpr int L = kLanes<A>;
     using V = Vec<A>;
     constexpr A infinity = __builtin_inf();
-    const int64_t vectors = ceil_div(keys, L);
-    if (keys % L) {
-        for (int row = 0; row < kRows; ++row) {
-            A* last = scores + ((vectors - 1) * kRows + row) * L;
-            for (int64_t lane = keys % L; lane < L; ++lane) last[lane] = -infinity;
-        }
-    }
+    const int64_t vectors = ceil_div(keys, L), last_keys = keys - (vectors - 1) * L;
     for (int row = 0; row < kRows; ++row) {
         A* first = scores + row * L;
-        V most = load<V>(first);
-        for (int64_t v = 1; v < vectors; ++v) most = max(most, load<V>(first + v * kRows * L));
+        A* last = first + (vectors - 1) * kRows * L;
+        V most = keep_first(load<V>(last), last_keys, -infinity);
+        store(last, most);
+        for (int64_t v = 0; v < vectors - 1; ++v) most = max(most, load<V>(first + v * kRows * L));
         const A tile_max = reduce_max(most);
-        const A new_max = tile_max > row_max[row] ? tile_max : row_max[row];
+        const A new_max = is_first || tile_max > row_max[row] ? tile_max : row_max[row];
         // With nothing but -inf so far, subtract 0: each term is then 0 and not NaN.
         const A shift = new_max == -infinity ? 0 : new_max;
         V sum = {};
@@ -95,8 +91,9 @@ void online_softmax(A* scores, int64_t keys, int64_t dim, A* row_max, A* row_sum
             sum += weight;
         }
         const A tile_sum = reduce_add(sum);
-        if (row_max[row] == new_max) {
-            row_sum[row] += tile_sum;
+        if (is_first || row_max[row] == new_max) {
+            row_sum[row] = is_first ? tile_sum : row_sum[row] + tile_sum;
+            row_max[row] = new_max;
             continue;
         }
         const A factor = exp2_nonpositive(Vec<A, 1>{row_max[row] - shift})[0];
@@ -152,10 +149,6 @@ struct ForwardTask {
         if (params.affinity) {
             for (int64_t i = 0; i < rows * tiling.dim; ++i) scratch.dense[i] = 0;
         }
-        for (int64_t row = 0; row < rows; ++row) {
-            scratch.row_max[row] = -__builtin_inf();
-            scratch.row_sum[row] = 0;
-        }
     }
 
     void add_tile(int64_t first, int64_t keys, int64_t groups) {
@@ -170,7 +163,7 @@ struct ForwardTask {
             const int64_t row = group * kRows;
             A* dynamic = scratch.dynamic + row * dim;
             compute_scores(scratch.q + row * dim, dim, scratch.keys, depth, vectors, scratch.scores, kRows);
-            online_softmax(scratch.scores, keys, dim, scratch.row_max + row, scratch.row_sum + row, dynamic);
+            online_softmax(first == 0, scratch.scores, keys, dim, scratch.row_max + row, scratch.row_sum + row, dynamic);
             add_product(scratch.scores, kRows, scratch.values, keys, dim, dynamic);
             if (params.affinity) {
                 const A* affinity = static_cast<const A*>(params.affinity);
