@@ -37,9 +37,10 @@ def add_dense(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """accumulator[i] += Σ_j affinity[i, j] v[j], in v's precision."""
-    for start in range(0, n, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
+    """accumulator[i] += Σ_j affinity[i, j] v[j], in v's precision; tiles of at most 32 keys keep float32 weights few."""
+    TILE: tl.constexpr = 32 if BLOCK_N > 32 else BLOCK_N
+    for start in range(0, n, TILE):
+        keys = start + tl.arange(0, TILE)
         v = load_tokens(v_head, keys, n, stride_n, HEAD_DIM, BLOCK_D)
         affinity = load_affinity(affinity_head, queries, keys, n)
         accumulator = dot(rounded(affinity, v.dtype), v, accumulator, PRECISION)
@@ -175,38 +176,6 @@ def forward_row_kernel(
 
 
 @triton.jit
-def online_softmax_step(
-    accumulator,
-    row_max,
-    row_sum,
-    q,
-    k_head,
-    v_head,
-    keys,
-    n,
-    stride_kn,
-    stride_vn,
-    scale_log2,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Fold one tile of keys and values into the running maximum, sum and unnormalized P v."""
-    k = load_tokens(k_head, keys, n, stride_kn, HEAD_DIM, BLOCK_D)
-    scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], keys.shape[0]], tl.float32), PRECISION) * scale_log2
-    if MASKED:
-        scores = tl.where(keys[None, :] < n, scores, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_max[:, None])
-    correction = tl.exp2(row_max - new_max)
-    row_sum = row_sum * correction + tl.sum(weights, 1)
-    v = load_tokens(v_head, keys, n, stride_vn, HEAD_DIM, BLOCK_D)
-    accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)
-    return accumulator, new_max, row_sum
-
-
-@triton.jit
 def forward_tiled_kernel(
     q_ptr,
     k_ptr,
@@ -243,43 +212,20 @@ def forward_tiled_kernel(
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    full = n // BLOCK_N * BLOCK_N
-    for start in range(0, full, BLOCK_N):
-        accumulator, row_max, row_sum = online_softmax_step(
-            accumulator,
-            row_max,
-            row_sum,
-            q,
-            k_head,
-            v_head,
-            start + tl.arange(0, BLOCK_N),
-            full,
-            k_strides[1],
-            v_strides[1],
-            scale * LOG2E,
-            False,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_D,
-        )
-    if full < n:
-        accumulator, row_max, row_sum = online_softmax_step(
-            accumulator,
-            row_max,
-            row_sum,
-            q,
-            k_head,
-            v_head,
-            full + tl.arange(0, BLOCK_N),
-            n,
-            k_strides[1],
-            v_strides[1],
-            scale * LOG2E,
-            True,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_D,
-        )
+    for start in range(0, n, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
+        zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        scores = dot(q, tl.trans(k), zeros, PRECISION) * (scale * LOG2E)
+        if start + BLOCK_N > n:
+            scores = tl.where(keys[None, :] < n, scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_max[:, None])
+        correction = tl.exp2(row_max - new_max)
+        row_max = new_max
+        row_sum = row_sum * correction + tl.sum(weights, 1)
+        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+        accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)
     tl.store(
         logsumexp_ptr + (batch * num_heads + head) * n + queries,
         (row_max + tl.log2(row_sum)) * LN2,

@@ -118,7 +118,7 @@ def add_local(
         dy = tap_row - KERNEL_H // 2
         row_inside = (row + dy >= 0) & (row + dy < height)
         row_shift = tl.cast(dy, tl.int64) * width
-        for tap_column in tl.static_range(KERNEL_W):
+        for tap_column in range(KERNEL_W):
             dx = tap_column - KERNEL_W // 2
             tap = tap_row * KERNEL_W + tap_column
             if FLIPPED:
