@@ -47,6 +47,9 @@ def conditions(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         rows["CUDA"] = torch.version.cuda
+    else:
+        # More running processes than cores make a CPU's times worthless.
+        rows["load average"] = f"{os.getloadavg()[0]:.1f} when the measurement began"
     return rows
 
 
