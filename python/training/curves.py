@@ -20,20 +20,16 @@ def draw_curves(file: BinaryIO, history: list[dict], title: str) -> None:
     loss, accuracy = figure.subplots(1, 2)
     _plot(loss, history, "train_loss", "training (as augmented and smoothed)", TRAIN)
     _plot(loss, history, "val_loss", "validation", VAL)
-    _plot(accuracy, history, "val_top1", "validation", VAL)
-    _plot(accuracy, history, "ema_top1", "validation, averaged weights", AVERAGE)
-    best = max(history, key=lambda row: row["val_top1"])
-    accuracy.annotate(
-        f"{best['val_top1']:.2f} %", (best["epoch"], best["val_top1"]), xytext=(0, -16), textcoords="offset points",
-        ha="center", color=VAL,
-    )  # fmt: skip
+    for column, label, color in (("val_top1", "validation", VAL), ("ema_top1", "averaged weights", AVERAGE)):
+        values = [row[column] for row in history if row[column] is not None]
+        _plot(accuracy, history, column, f"{label}, best {max(values, default=0):.2f} %", color)
     for axes, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right" if axes is accuracy else "upper right")
     figure.savefig(file, format="png", dpi=120)
 
 
