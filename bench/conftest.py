@@ -46,10 +46,11 @@ def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("section")
     if marker is None:
         return
-    everything = DEVICE == "cuda" or metafunc.config.option.all_shapes
+    options = metafunc.config.option
+    everything = DEVICE == "cuda" or options.all_shapes
     problems = (cases.all_problems if everything else cases.small_problems)(DEVICE, marker.args)
     # Compiling takes longer than everything else, and is somebody else's to check.
-    left_out = () if metafunc.config.option.benchmark_only else (contenders.COMPILED,)
+    left_out = () if options.benchmark_only or options.benchmark_enable else (contenders.COMPILED,)
     pairs = [(p, name) for p in problems for name in contenders.contender_names(p) if name not in left_out]
     metafunc.parametrize(("problem", "implementation"), pairs, ids=[_identifier(p.name, name) for p, name in pairs])
 
