@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Python bindings of the CPU kernels: pointers, sizes and strides in, nothing else. The caller has checked them.
+// Python bindings of the CPU kernels: pointers, sizes and strides in, nothing else. The caller has checked
+// them.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -29,20 +30,28 @@ ck::Image image(Pointer address, const Strides& strides) {
 }
 
 // (B, N, M, D), (H, W, kh, kw), scale, threads.
-ck::MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale, int threads) {
-    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1], grid[2], grid[3], scale, threads};
+ck::MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
+                       int threads) {
+    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1], grid[2],
+            grid[3],  scale,    threads};
 }
 
 // (B, H, W, C), (kh, kw), threads.
-ck::DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel, int threads) {
-    return {sizes[0],  static_cast<int>(sizes[1]), static_cast<int>(sizes[2]), static_cast<int>(sizes[3]),
-            kernel[0], kernel[1],                  threads};
+ck::DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
+                                   int threads) {
+    return {sizes[0],
+            static_cast<int>(sizes[1]),
+            static_cast<int>(sizes[2]),
+            static_cast<int>(sizes[3]),
+            kernel[0],
+            kernel[1],
+            threads};
 }
 
 void mix_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
-                 int threads, Pointer q, const Strides& q_strides, Pointer k, const Strides& k_strides, Pointer v,
-                 const Strides& v_strides, Pointer alpha, Pointer local_weight, Pointer local_bias, Pointer affinity,
-                 Pointer out, const Strides& out_strides, Pointer logsumexp) {
+                 int threads, Pointer q, const Strides& q_strides, Pointer k, const Strides& k_strides,
+                 Pointer v, const Strides& v_strides, Pointer alpha, Pointer local_weight, Pointer local_bias,
+                 Pointer affinity, Pointer out, const Strides& out_strides, Pointer logsumexp) {
     const ck::MixForward params{mix_shape(sizes, grid, scale, threads),
                                 tokens(q, q_strides),
                                 tokens(k, k_strides),
@@ -56,12 +65,13 @@ void mix_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::arra
     ck::mix_forward(params, static_cast<ck::DType>(dtype));
 }
 
-void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
-                  int threads, Pointer grad_out, const Strides& grad_out_strides, Pointer q, const Strides& q_strides,
-                  Pointer k, const Strides& k_strides, Pointer v, const Strides& v_strides, Pointer alpha,
-                  Pointer local_weight, Pointer affinity, Pointer logsumexp, Pointer grad_q,
-                  const Strides& grad_q_strides, Pointer grad_k, const Strides& grad_k_strides, Pointer grad_v,
-                  const Strides& grad_v_strides, Pointer grad_alpha) {
+void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid,
+                  double scale, int threads, Pointer grad_out, const Strides& grad_out_strides, Pointer q,
+                  const Strides& q_strides, Pointer k, const Strides& k_strides, Pointer v,
+                  const Strides& v_strides, Pointer alpha, Pointer local_weight, Pointer affinity,
+                  Pointer logsumexp, Pointer grad_q, const Strides& grad_q_strides, Pointer grad_k,
+                  const Strides& grad_k_strides, Pointer grad_v, const Strides& grad_v_strides,
+                  Pointer grad_alpha) {
     const ck::MixBackward params{mix_shape(sizes, grid, scale, threads),
                                  tokens(grad_out, grad_out_strides),
                                  tokens(q, q_strides),
@@ -78,19 +88,21 @@ void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::arr
     ck::mix_backward(params, static_cast<ck::DType>(dtype));
 }
 
-void depthwise_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel, int threads,
-                       Pointer x, const Strides& x_strides, Pointer weight, Pointer bias, Pointer out,
-                       const Strides& out_strides) {
-    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel, threads), image(x, x_strides), pointer(weight),
-                                      pointer(bias), image(out, out_strides)};
+void depthwise_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
+                       int threads, Pointer x, const Strides& x_strides, Pointer weight, Pointer bias,
+                       Pointer out, const Strides& out_strides) {
+    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel, threads), image(x, x_strides),
+                                      pointer(weight), pointer(bias), image(out, out_strides)};
     ck::depthwise_forward(params, static_cast<ck::DType>(dtype));
 }
 
-void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
-                               int threads, Pointer grad_out, const Strides& grad_out_strides, Pointer x,
-                               const Strides& x_strides, Pointer grad_weight, Pointer grad_bias) {
-    const ck::DepthwiseBackwardWeight params{depthwise_shape(sizes, kernel, threads), image(grad_out, grad_out_strides),
-                                             image(x, x_strides), pointer(grad_weight), pointer(grad_bias)};
+void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes,
+                               const std::array<int, 2>& kernel, int threads, Pointer grad_out,
+                               const Strides& grad_out_strides, Pointer x, const Strides& x_strides,
+                               Pointer grad_weight, Pointer grad_bias) {
+    const ck::DepthwiseBackwardWeight params{depthwise_shape(sizes, kernel, threads),
+                                             image(grad_out, grad_out_strides), image(x, x_strides),
+                                             pointer(grad_weight), pointer(grad_bias)};
     ck::depthwise_backward_weight(params, static_cast<ck::DType>(dtype));
 }
 
@@ -98,7 +110,8 @@ void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes, c
 
 PYBIND11_MODULE(_C_cpu, module) {
     module.def("isa", &ck::isa_name, "The instruction set level that the kernels run with.");
-    module.def("supported_isas", &ck::supported_isas, "The levels that can run here, from the lowest to the highest.");
+    module.def("supported_isas", &ck::supported_isas,
+               "The levels that can run here, from the lowest to the highest.");
     module.def("set_isa", &ck::set_isa, py::arg("name"), "Choose the level, for tests and debugging.");
 
     const auto without_gil = py::call_guard<py::gil_scoped_release>();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Loads and stores between tensor elements and vectors of the accumulation type. bfloat16 and float16 are rounded
-// to nearest, ties to even; NaN stays NaN.
+// Loads and stores between tensor elements and vectors of the accumulation type. bfloat16 and float16 are
+// rounded to nearest, ties to even; NaN stays NaN.
 #pragma once
 
 #include "common/simd.h"
@@ -25,12 +25,13 @@ CK_INLINE ShortBits<V> to_bfloat16(V value) {
     return __builtin_convertvector(value == value ? rounded : nan, ShortBits<V>);
 }
 
-// The AVX-512 intrinsics without a mask start from an undefined vector, which gcc 12 warns about; a full mask costs
-// nothing.
+// The AVX-512 intrinsics without a mask start from an undefined vector, which gcc 12 warns about; a full mask
+// costs nothing.
 template <class V>
 CK_INLINE V from_half(ShortBits<V> bits) {
 #if defined(__AVX512F__)
-    if constexpr (kLanesOf<V> == 16) return bit_cast<V>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(bits)));
+    if constexpr (kLanesOf<V> == 16)
+        return bit_cast<V>(_mm512_maskz_cvtph_ps(0xffff, bit_cast<__m256i>(bits)));
 #endif
 #if defined(__F16C__)
     if constexpr (kLanesOf<V> == 8) return bit_cast<V>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));

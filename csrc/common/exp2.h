@@ -12,12 +12,13 @@ constexpr double kLn2 = 0.69314718055994530942;
 template <class A>
 struct Exp2;
 
-// Coefficients of r^1 … r^n of polynomials for 2^r, |r| <= 1/2, by the Remez algorithm for the relative error:
-// 3.9e-9 here and 1.8e-17 for double, both well below half a unit in the last place.
+// Coefficients of r^1 … r^n of polynomials for 2^r, |r| <= 1/2, by the Remez algorithm for the relative
+// error: 3.9e-9 here and 1.8e-17 for double, both well below half a unit in the last place.
 template <>
 struct Exp2<float> {
-    static constexpr float coefficients[] = {0.69314722539501109f,   0.24022651084117294f,   0.055502973141993248f,
-                                             0.0096180307825051538f, 0.0013410000966100157f, 0.00015469731977475548f};
+    static constexpr float coefficients[] = {0.69314722539501109f,   0.24022651084117294f,
+                                             0.055502973141993248f,  0.0096180307825051538f,
+                                             0.0013410000966100157f, 0.00015469731977475548f};
     static constexpr float round_to_integer = 0x1.8p23f;
     static constexpr int mantissa_bits = 23, bias = 127;
     static constexpr float smallest = -126;
@@ -25,9 +26,10 @@ struct Exp2<float> {
 template <>
 struct Exp2<double> {
     static constexpr double coefficients[] = {
-        0.69314718055994569675,   0.24022650695910098007,    0.055504108664790394552,  0.0096181291076070023796,
-        0.0013333558153439964747, 0.0001540353044157213033,  1.5252727385193868197e-5, 1.3215442675329822143e-6,
-        1.0180647659234138888e-7, 7.0725704128144235096e-9, 4.078071929588336665e-10};
+        0.69314718055994569675,   0.24022650695910098007,   0.055504108664790394552,
+        0.0096181291076070023796, 0.0013333558153439964747, 0.0001540353044157213033,
+        1.5252727385193868197e-5, 1.3215442675329822143e-6, 1.0180647659234138888e-7,
+        7.0725704128144235096e-9, 4.078071929588336665e-10};
     static constexpr double round_to_integer = 0x1.8p52;
     static constexpr int mantissa_bits = 52, bias = 1023;
     static constexpr double smallest = -1022;

@@ -47,12 +47,12 @@ void set_isa(const std::string& name);
 #define CK_DECLARE_V3(declaration)
 #endif
 
-#define CK_DISPATCH_ISA(function, ...)                   \
-    switch (ck::active_isa()) {                          \
-        CK_CASE_V4(function, __VA_ARGS__)                \
-        CK_CASE_V3(function, __VA_ARGS__)                \
-        default:                                         \
-            return ck::baseline::function(__VA_ARGS__);  \
+#define CK_DISPATCH_ISA(function, ...)                  \
+    switch (ck::active_isa()) {                         \
+        CK_CASE_V4(function, __VA_ARGS__)               \
+        CK_CASE_V3(function, __VA_ARGS__)               \
+        default:                                        \
+            return ck::baseline::function(__VA_ARGS__); \
     }
 
 // Declares a kernel in the namespace of every level that was built.

@@ -8,7 +8,8 @@ namespace ck::CK_ISA {
 
 // target[row][0 … padded) = factor * source[row][0 … columns), then zeros; padded is a multiple of the lanes.
 template <class A, class T>
-void pack_rows(const T* source, int64_t row_stride, int64_t rows, int columns, A factor, A* target, int padded) {
+void pack_rows(const T* source, int64_t row_stride, int64_t rows, int columns, A factor, A* target,
+               int padded) {
     constexpr int L = kLanes<A>;
     for (int64_t row = 0; row < rows; ++row) {
         for (int c = 0; c < padded; c += L) {
@@ -20,7 +21,8 @@ void pack_rows(const T* source, int64_t row_stride, int64_t rows, int columns, A
 
 // target[row][0 … columns) = factor * source[row][0 … columns): the way back.
 template <class A, class T>
-void unpack_rows(const A* source, int padded, int64_t rows, int columns, A factor, T* target, int64_t row_stride) {
+void unpack_rows(const A* source, int padded, int64_t rows, int columns, A factor, T* target,
+                 int64_t row_stride) {
     constexpr int L = kLanes<A>;
     for (int64_t row = 0; row < rows; ++row) {
         for (int c = 0; c < columns; c += L) {
@@ -51,10 +53,11 @@ CK_INLINE void transpose_step(V (&rows)[L]) {
     }
 }
 
-// target[column][lane] = source[lane][column] for column < columns and one vector of rows; lanes from `rows` on repeat
-// the last row. Consecutive columns are `target_stride` apart.
+// target[column][lane] = source[lane][column] for column < columns and one vector of rows; lanes from `rows`
+// on repeat the last row. Consecutive columns are `target_stride` apart.
 template <class A, class T>
-void pack_transposed(const T* source, int64_t row_stride, int64_t rows, int columns, A* target, int64_t target_stride) {
+void pack_transposed(const T* source, int64_t row_stride, int64_t rows, int columns, A* target,
+                     int64_t target_stride) {
     constexpr int L = kLanes<A>;
     for (int c = 0; c < columns; c += L) {
         const T* from = source + c;
@@ -62,13 +65,15 @@ void pack_transposed(const T* source, int64_t row_stride, int64_t rows, int colu
         T staged[L * L];
         const int count = columns - c;
         if (count < L) {
-            for (int i = 0; i < L * L; ++i) staged[i] = i / L < rows && i % L < count ? from[i / L * stride + i % L] : T{};
+            for (int i = 0; i < L * L; ++i)
+                staged[i] = i / L < rows && i % L < count ? from[i / L * stride + i % L] : T{};
             from = staged;
             stride = L;
         }
         Vec<A> block[L];
 #pragma GCC unroll 16
-        for (int row = 0; row < L; ++row) block[row] = load<Vec<A>>(from + (row < rows ? row : rows - 1) * stride);
+        for (int row = 0; row < L; ++row)
+            block[row] = load<Vec<A>>(from + (row < rows ? row : rows - 1) * stride);
         transpose_step<1>(block);
 #pragma GCC unroll 16
         for (int lane = 0; lane < L; ++lane) {

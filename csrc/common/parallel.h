@@ -10,8 +10,8 @@
 
 namespace ck::CK_ISA {
 
-// Calls task(index, thread) for index = 0 … count - 1, where thread < threads numbers the worker, for its scratch.
-// Which worker gets a task is left to chance: a result may depend on the index only.
+// Calls task(index, thread) for index = 0 … count - 1, where thread < threads numbers the worker, for its
+// scratch. Which worker gets a task is left to chance: a result may depend on the index only.
 template <class Task>
 void parallel_for(int threads, int64_t count, const Task& task) {
 #ifdef _OPENMP

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Vectors of the instruction set that a kernel is compiled for, in GCC's vector extension.
 //
-// Everything here lives in the namespace of the instruction set (CK_ISA): the linker keeps one copy of an inline
-// function, and must not take the AVX-512 one for a processor without it. For the same reason kernel sources use
-// no function templates of the standard library.
+// Everything here lives in the namespace of the instruction set (CK_ISA): the linker keeps one copy of an
+// inline function, and must not take the AVX-512 one for a processor without it. For the same reason kernel
+// sources use no function templates of the standard library.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Backward of the mix. A task is a run of queries of one (batch, head), taken in blocks of rows whose scores and
-// score gradients, over all keys, fit into the second-level cache: the softmax row term is then a sum over numbers
-// at hand. The tasks of a head add up grad_k and grad_v of all keys; how many tasks share a head depends on the
-// shape alone, so the sums are the same for any number of threads.
+// Backward of the mix. A task is a run of queries of one (batch, head), taken in blocks of rows whose scores
+// and score gradients, over all keys, fit into the second-level cache: the softmax row term is then a sum
+// over numbers at hand. The tasks of a head add up grad_k and grad_v of all keys; how many tasks share a head
+// depends on the shape alone, so the sums are the same for any number of threads.
 #include "common/exp2.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
@@ -13,8 +13,8 @@
 namespace ck::CK_ISA {
 namespace {
 
-// A head is shared where there are fewer than kWantedTasks heads, as long as a task keeps kLeastQueries queries,
-// which make its packing of the keys and its share of the final sums small.
+// A head is shared where there are fewer than kWantedTasks heads, as long as a task keeps kLeastQueries
+// queries, which make its packing of the keys and its share of the final sums small.
 constexpr int64_t kWantedTasks = 16;
 constexpr int64_t kLeastQueries = 32 * kRows;
 // Bytes of scores and score gradients of a block of rows, and its most rows.
@@ -41,7 +41,8 @@ struct Tiling {
         const int64_t fitting = kBlockBytes / (2 * keys * static_cast<int64_t>(sizeof(A))) / kRows * kRows;
         const int64_t limited = fitting < 2 * kRows ? 2 * kRows : fitting > kMostRows ? kMostRows : fitting;
         rows = limited < tokens ? limited : round_up(tokens, kRows);
-        const int64_t most = tokens / kLeastQueries, wanted = ceil_div(kWantedTasks, shape.batch * shape.heads);
+        const int64_t most = tokens / kLeastQueries,
+                      wanted = ceil_div(kWantedTasks, shape.batch * shape.heads);
         const int64_t shares = wanted < most ? wanted : most;
         queries = shares > 1 ? round_up(ceil_div(tokens, shares), rows) : tokens;
         tasks_per_head = ceil_div(tokens, queries);
@@ -51,15 +52,15 @@ struct Tiling {
 // The scratch of one thread, each part at a multiple of the vector size.
 template <class A>
 struct Scratch {
-    A *packed_keys, *packed_values, *keys;              // k and v for multiply_keys, and k row by row
-    A *q, *grad_out, *grad_q, *scores, *grad_scores;    // of a block of rows
+    A *packed_keys, *packed_values, *keys;            // k and v for multiply_keys, and k row by row
+    A *q, *grad_out, *grad_q, *scores, *grad_scores;  // of a block of rows
     A *row_shift, *row_sum, *row_term;
 
-    // Lays the parts out from `memory` on; returns the number of elements.
+    // Lays the parts out from `memory` on; returns the number of elements, which null asks for alone.
     int64_t assign(A* memory, const Tiling<A>& tiling) {
         int64_t used = 0;
         const auto take = [&](int64_t count) {
-            A* part = memory + used;
+            A* part = memory ? memory + used : nullptr;
             used += round_up(count, 64 / static_cast<int64_t>(sizeof(A)));
             return part;
         };
@@ -112,7 +113,8 @@ struct BackwardTask {
             const int64_t vectors = tiling.vectors - v < kTileVectors ? tiling.vectors - v : kTileVectors;
             for (int64_t group = 0; group < groups; ++group) compute_tile(v, vectors, group * kRows);
         }
-        // The sums are 1 but for the rounding of logsumexp, which would otherwise be an error of all probabilities.
+        // The sums are 1 but for the rounding of logsumexp, which would otherwise be an error of all
+        // probabilities.
         for (int64_t row = 0; row < groups * kRows; ++row) scratch.row_term[row] /= scratch.row_sum[row];
         for (int64_t row = 0; row < rows; ++row) *sums.grad_alpha += scratch.row_term[row];
         for (int64_t v = 0; v < tiling.vectors; v += kTileVectors) {
@@ -125,15 +127,16 @@ struct BackwardTask {
                     grad_q.head<T>(batch, head) + begin * grad_q.token_stride, grad_q.token_stride);
     }
 
-    // Rows that do not exist, up to a multiple of kRows, are computed as zeros and then left out of every sum.
+    // Rows that do not exist, up to a multiple of kRows, are computed as zeros and then left out of every
+    // sum.
     void load_block(int64_t begin, int64_t rows, int64_t padded_rows) {
         const MixShape& shape = params.shape;
         const Tokens &q = params.q, &grad_out = params.grad_out;
         const int padded = static_cast<int>(tiling.dim);
         pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, rows, shape.head_dim,
                   static_cast<A>(shape.scale * kLog2E), scratch.q, padded);
-        pack_rows(grad_out.head<const T>(batch, head) + begin * grad_out.token_stride, grad_out.token_stride, rows,
-                  shape.head_dim, A(1), scratch.grad_out, padded);
+        pack_rows(grad_out.head<const T>(batch, head) + begin * grad_out.token_stride, grad_out.token_stride,
+                  rows, shape.head_dim, A(1), scratch.grad_out, padded);
         for (int64_t i = rows * padded; i < padded_rows * padded; ++i) scratch.q[i] = scratch.grad_out[i] = 0;
         for (int64_t i = 0; i < padded_rows * padded; ++i) scratch.grad_q[i] = 0;
         const A* logsumexp =
@@ -144,16 +147,17 @@ struct BackwardTask {
         }
     }
 
-    // Probabilities but for a common factor of their row, their gradients, and the parts of the row's sums that they
-    // make, for kRows rows and a tile of keys.
+    // Probabilities but for a common factor of their row, their gradients, and the parts of the row's sums
+    // that they make, for kRows rows and a tile of keys.
     void compute_tile(int64_t first_vector, int64_t vectors, int64_t row) {
         const int64_t dim = tiling.dim, panel = first_vector * params.shape.head_dim * L;
         const int depth = params.shape.head_dim;
         A* scores = scratch.scores + (first_vector * tiling.rows + row) * L;
         A* grad_scores = scratch.grad_scores + (first_vector * tiling.rows + row) * L;
-        compute_scores(scratch.q + row * dim, dim, scratch.packed_keys + panel, depth, vectors, scores, tiling.rows);
-        compute_scores(scratch.grad_out + row * dim, dim, scratch.packed_values + panel, depth, vectors, grad_scores,
+        compute_scores(scratch.q + row * dim, dim, scratch.packed_keys + panel, depth, vectors, scores,
                        tiling.rows);
+        compute_scores(scratch.grad_out + row * dim, dim, scratch.packed_values + panel, depth, vectors,
+                       grad_scores, tiling.rows);
         const int64_t last_keys = params.shape.tokens - (first_vector + vectors - 1) * L;
         for (int r = 0; r < kRows; ++r) {
             A* last = scores + ((vectors - 1) * tiling.rows + r) * L;
@@ -174,8 +178,8 @@ struct BackwardTask {
         }
     }
 
-    // Turns a tile's probabilities and gradients into the full affinity and its gradient before the softmax, and adds
-    // their products with the rows of the block to the gradients of q, k and v.
+    // Turns a tile's probabilities and gradients into the full affinity and its gradient before the softmax,
+    // and adds their products with the rows of the block to the gradients of q, k and v.
     void add_gradients(int64_t first_vector, int64_t vectors, int64_t begin, int64_t rows, int64_t groups) {
         const int64_t dim = tiling.dim, first = first_vector * L;
         const int64_t left = params.shape.tokens - first, keys = left < vectors * L ? left : vectors * L;
@@ -198,8 +202,10 @@ struct BackwardTask {
                         scratch.grad_q + offset * dim);
         }
         if (params.affinity) add_affinity(scores, begin, rows, first, keys);
-        add_transposed_product(grad_scores, tiling.rows, rows, vectors, scratch.q, dim, sums.grad_k + first * dim);
-        add_transposed_product(scores, tiling.rows, rows, vectors, scratch.grad_out, dim, sums.grad_v + first * dim);
+        add_transposed_product(grad_scores, tiling.rows, rows, vectors, scratch.q, dim,
+                               sums.grad_k + first * dim);
+        add_transposed_product(scores, tiling.rows, rows, vectors, scratch.grad_out, dim,
+                               sums.grad_v + first * dim);
     }
 
     void add_affinity(A* scores, int64_t begin, int64_t rows, int64_t first, int64_t keys) {
@@ -224,7 +230,8 @@ struct BackwardTask {
                     grad_k.head<T>(batch, head), grad_k.token_stride);
         T* target = grad_v.head<T>(batch, head);
         if (!window_weight) {
-            return unpack_rows(sums.grad_v, padded, shape.tokens, shape.head_dim, A(1), target, grad_v.token_stride);
+            return unpack_rows(sums.grad_v, padded, shape.tokens, shape.head_dim, A(1), target,
+                               grad_v.token_stride);
         }
         const Window<T> window{grad_out.head<const T>(batch, head),
                                shape.width * grad_out.token_stride,
@@ -252,8 +259,7 @@ void backward(const MixBackward& params) {
     // One pair of sums per thread, unless several tasks share a head: then one per task.
     const int64_t sums_count = 2 * tiling.keys * tiling.dim, sums_slots = shares > 1 ? tasks : shape.threads;
     const int64_t weight_count = params.local_weight ? shape.heads * taps * tiling.dim : 0;
-    Scratch<A> unused;
-    const int64_t scratch_count = unused.assign(nullptr, tiling);
+    const int64_t scratch_count = Scratch<A>{}.assign(nullptr, tiling);
     const int64_t elements = sums_slots * sums_count + weight_count + shape.threads * scratch_count;
     A* all_sums = static_cast<A*>(workspace(elements * sizeof(A) + tasks * sizeof(double)));
     A* window_weight = all_sums + sums_slots * sums_count;
@@ -262,14 +268,19 @@ void backward(const MixBackward& params) {
 
     if (params.local_weight) {
         parallel_for(shape.threads, shape.heads, [&](int64_t head, int) {
-            pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps, shape.head_dim,
-                               taps, true, window_weight + head * taps * tiling.dim, tiling.dim);
+            pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps,
+                               shape.head_dim, taps, true, window_weight + head * taps * tiling.dim,
+                               tiling.dim);
         });
     }
     const auto make_task = [&](int64_t pair, int64_t index, int thread) {
         A* sums = all_sums + (shares > 1 ? index : thread) * sums_count;
-        BackwardTask<T> task{params, tiling, {}, {sums, sums + sums_count / 2, grad_alpha + index},
-                             pair / shape.heads, pair % shape.heads};
+        BackwardTask<T> task{params,
+                             tiling,
+                             {},
+                             {sums, sums + sums_count / 2, grad_alpha + index},
+                             pair / shape.heads,
+                             pair % shape.heads};
         task.scratch.assign(all_scratch + thread * scratch_count, tiling);
         return task;
     };

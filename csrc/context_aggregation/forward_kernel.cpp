@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Forward of the mix. A task is a run of queries of one (batch, head). It walks over the keys in tiles that stay
-// in the first-level cache, with all its queries for each (online softmax), so no more than kRows rows of scores
-// of one tile ever exist. The dense term is added up in the same walk, the local term when the rows are stored.
+// Forward of the mix. A task is a run of queries of one (batch, head). It walks over the keys in tiles that
+// stay close to the first-level cache, with all its queries for each (online softmax), so no more than kRows
+// rows of scores of one tile ever exist. The dense term is added up in the same walk, the local term when the
+// rows are stored.
 #include "common/exp2.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
@@ -12,7 +13,8 @@
 namespace ck::CK_ISA {
 namespace {
 
-// Queries per task: as many as make the packing of the keys negligible, few enough for threads to share a head.
+// Queries per task: as many as make the packing of the keys negligible, few enough for threads to share a
+// head.
 constexpr int64_t kMostQueries = 64 * kRows;
 constexpr int64_t kLeastQueries = 8 * kRows;
 constexpr int64_t kTasksPerThread = 4;
@@ -21,9 +23,9 @@ constexpr int64_t kTileBytes = 64 << 10;
 
 template <class A>
 struct Tiling {
-    int64_t dim;         // head_dim in whole vectors
-    int64_t queries;     // per task, a multiple of kRows
-    int64_t keys;        // per tile, a multiple of the lanes
+    int64_t dim;      // head_dim in whole vectors
+    int64_t queries;  // per task, a multiple of kRows
+    int64_t keys;     // per tile, a multiple of the lanes
     int64_t tasks_per_head;
 
     explicit Tiling(const MixShape& shape) {
@@ -31,42 +33,45 @@ struct Tiling {
         dim = round_up(shape.head_dim, L);
         const int64_t most_keys = kTileBytes / (2 * dim * static_cast<int64_t>(sizeof(A)));
         keys = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_keys)), L);
-        // The results of a row do not depend on the rows it shares a task with, so this may follow the threads.
+        // The results of a row do not depend on the rows it shares a task with, so this may follow the
+        // threads.
         const int64_t wanted = ceil_div(kTasksPerThread * shape.threads, shape.batch * shape.heads);
         const int64_t share = ceil_div(shape.tokens, wanted);
-        const int64_t limited = share < kLeastQueries ? kLeastQueries : share > kMostQueries ? kMostQueries : share;
+        const int64_t limited = share < kLeastQueries  ? kLeastQueries
+                                : share > kMostQueries ? kMostQueries
+                                                       : share;
         queries = round_up(limited < shape.tokens ? limited : shape.tokens, kRows);
         tasks_per_head = ceil_div(shape.tokens, queries);
     }
 };
 
-// The scratch of one task, in elements of A; every part starts at a multiple of the vector size.
+// The scratch of one task, each part at a multiple of the vector size.
 template <class A>
 struct Scratch {
-    A *q, *dynamic, *dense, *keys, *values, *scores, *row_max, *row_sum;
+    A *q, *dynamic, *dense;     // of the queries
+    A *keys, *values, *scores;  // of a tile
+    A *row_max, *row_sum;
 
-    // Lays the parts out from `memory` on; returns the number of elements.
+    // Lays the parts out from `memory` on; returns the number of elements, which null asks for alone.
     int64_t assign(A* memory, const Tiling<A>& tiling, bool has_dense) {
-        A* next = memory;
-        const auto take = [&next](int64_t count) {
-            A* part = next;
-            next += round_up(count, 64 / static_cast<int64_t>(sizeof(A)));
+        int64_t used = 0;
+        const auto take = [&](int64_t count) {
+            A* part = memory ? memory + used : nullptr;
+            used += round_up(count, 64 / static_cast<int64_t>(sizeof(A)));
             return part;
         };
-        q = take(tiling.queries * tiling.dim);
-        dynamic = take(tiling.queries * tiling.dim);
+        for (A** part : {&q, &dynamic}) *part = take(tiling.queries * tiling.dim);
         dense = take(has_dense ? tiling.queries * tiling.dim : 0);
-        keys = take(tiling.keys * tiling.dim);
-        values = take(tiling.keys * tiling.dim);
+        for (A** part : {&keys, &values}) *part = take(tiling.keys * tiling.dim);
         scores = take(tiling.keys * kRows);
-        row_max = take(tiling.queries);
-        row_sum = take(tiling.queries);
-        return next - memory;
+        for (A** part : {&row_max, &row_sum}) *part = take(tiling.queries);
+        return used;
     }
 };
 
-// Turns kRows rows of scores (base 2) of a tile into exp2(score - row_max). The first tile sets row_max and row_sum;
-// a later one that finds a greater maximum rescales row_sum and the rows of `dynamic` that are there already.
+// Turns kRows rows of scores (base 2) of a tile into exp2(score - row_max). The first tile sets row_max and
+// row_sum; a later one that finds a greater maximum rescales row_sum and the rows of `dynamic` that are there
+// already.
 template <class A>
 void online_softmax(bool is_first, A* scores, int64_t keys, int64_t dim, A* row_max, A* row_sum, A* dynamic) {
     constexpr int L = kLanes<A>;
@@ -99,7 +104,8 @@ void online_softmax(bool is_first, A* scores, int64_t keys, int64_t dim, A* row_
         const A factor = exp2_nonpositive(Vec<A, 1>{row_max[row] - shift})[0];
         row_max[row] = new_max;
         row_sum[row] = row_sum[row] * factor + tile_sum;
-        for (int64_t c = 0; c < dim; c += L) store(dynamic + row * dim + c, load<V>(dynamic + row * dim + c) * factor);
+        for (int64_t c = 0; c < dim; c += L)
+            store(dynamic + row * dim + c, load<V>(dynamic + row * dim + c) * factor);
     }
 }
 
@@ -110,7 +116,8 @@ void pack_affinity(const A* affinity, int64_t tokens, int64_t rows, int64_t keys
     for (int64_t first = 0; first < keys; first += L) {
         const int count = keys - first < L ? static_cast<int>(keys - first) : L;
         for (int row = 0; row < kRows; ++row) {
-            const Vec<A> value = row < rows ? load_first<Vec<A>>(affinity + row * tokens + first, count) : Vec<A>{};
+            const Vec<A> value =
+                row < rows ? load_first<Vec<A>>(affinity + row * tokens + first, count) : Vec<A>{};
             store(scores + (first * kRows) + row * L, value);
         }
     }
@@ -142,8 +149,8 @@ struct ForwardTask {
         const Tokens& q = params.q;
         // Powers of 2 are cheaper than those of e.
         const A factor = static_cast<A>(params.shape.scale * kLog2E);
-        pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, end - begin, depth, factor,
-                  scratch.q, static_cast<int>(tiling.dim));
+        pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, end - begin, depth,
+                  factor, scratch.q, static_cast<int>(tiling.dim));
         for (int64_t i = (end - begin) * tiling.dim; i < rows * tiling.dim; ++i) scratch.q[i] = 0;
         for (int64_t i = 0; i < rows * tiling.dim; ++i) scratch.dynamic[i] = 0;
         if (params.affinity) {
@@ -155,20 +162,21 @@ struct ForwardTask {
         const int depth = params.shape.head_dim;
         const int64_t tokens = params.shape.tokens, dim = tiling.dim;
         const Tokens &k = params.k, &v = params.v;
-        const int64_t vectors = pack_keys(k.head<const T>(batch, head) + first * k.token_stride, k.token_stride, keys,
-                                          depth, scratch.keys);
+        const int64_t vectors = pack_keys(k.head<const T>(batch, head) + first * k.token_stride,
+                                          k.token_stride, keys, depth, scratch.keys);
         pack_rows(v.head<const T>(batch, head) + first * v.token_stride, v.token_stride, keys, depth, A(1),
                   scratch.values, static_cast<int>(dim));
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t row = group * kRows;
             A* dynamic = scratch.dynamic + row * dim;
             compute_scores(scratch.q + row * dim, dim, scratch.keys, depth, vectors, scratch.scores, kRows);
-            online_softmax(first == 0, scratch.scores, keys, dim, scratch.row_max + row, scratch.row_sum + row, dynamic);
+            online_softmax(first == 0, scratch.scores, keys, dim, scratch.row_max + row,
+                           scratch.row_sum + row, dynamic);
             add_product(scratch.scores, kRows, scratch.values, keys, dim, dynamic);
             if (params.affinity) {
                 const A* affinity = static_cast<const A*>(params.affinity);
-                pack_affinity(affinity + (head * tokens + begin + row) * tokens + first, tokens, end - begin - row, keys,
-                              scratch.scores);
+                pack_affinity(affinity + (head * tokens + begin + row) * tokens + first, tokens,
+                              end - begin - row, keys, scratch.scores);
                 add_product(scratch.scores, kRows, scratch.values, keys, dim, scratch.dense + row * dim);
             }
         }
@@ -178,7 +186,8 @@ struct ForwardTask {
         using V = Vec<A>;
         const int64_t tokens = params.shape.tokens, dim = tiling.dim;
         const A alpha = static_cast<const A*>(params.alpha)[head];
-        A* logsumexp = static_cast<A*>(params.logsumexp) + (batch * params.shape.heads + head) * tokens + begin;
+        A* logsumexp =
+            static_cast<A*>(params.logsumexp) + (batch * params.shape.heads + head) * tokens + begin;
         for (int64_t row = 0; row < end - begin; ++row) {
             const A sum = scratch.row_sum[row], factor = alpha / sum;
             logsumexp[row] = static_cast<A>(scratch.row_max[row] * kLn2 + natural_log(sum));
@@ -200,8 +209,8 @@ struct ForwardTask {
         const Tokens &v = params.v, &out = params.out;
         T* target = out.head<T>(batch, head) + begin * out.token_stride;
         if (!window_weight) {
-            return unpack_rows(scratch.dynamic, static_cast<int>(dim), end - begin, shape.head_dim, A(1), target,
-                               out.token_stride);
+            return unpack_rows(scratch.dynamic, static_cast<int>(dim), end - begin, shape.head_dim, A(1),
+                               target, out.token_stride);
         }
         const A* bias = static_cast<const A*>(params.local_bias);
         const Window<T> window{v.head<const T>(batch, head),
@@ -226,13 +235,15 @@ void forward(const MixForward& params) {
     const Tiling<A> tiling(shape);
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t weight_count = params.local_weight ? shape.heads * taps * tiling.dim : 0;
-    const int64_t scratch_count = Scratch<A>{}.assign(nullptr, tiling, params.affinity);
+    const bool has_dense = params.affinity != nullptr;
+    const int64_t scratch_count = Scratch<A>{}.assign(nullptr, tiling, has_dense);
     A* memory = static_cast<A*>(workspace((weight_count + scratch_count * shape.threads) * sizeof(A)));
     A* window_weight = params.local_weight ? memory : nullptr;
     if (window_weight) {
         parallel_for(shape.threads, shape.heads, [&](int64_t head, int) {
-            pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps, shape.head_dim,
-                               taps, false, window_weight + head * taps * tiling.dim, tiling.dim);
+            pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps,
+                               shape.head_dim, taps, false, window_weight + head * taps * tiling.dim,
+                               tiling.dim);
         });
     }
     const int64_t tasks = shape.batch * shape.heads * tiling.tasks_per_head;
@@ -240,9 +251,15 @@ void forward(const MixForward& params) {
         const int64_t pair = index / tiling.tasks_per_head;
         const int64_t begin = index % tiling.tasks_per_head * tiling.queries;
         const int64_t left = shape.tokens - begin;
-        ForwardTask<T> task{params, tiling, window_weight, {}, pair / shape.heads, pair % shape.heads, begin,
+        ForwardTask<T> task{params,
+                            tiling,
+                            window_weight,
+                            {},
+                            pair / shape.heads,
+                            pair % shape.heads,
+                            begin,
                             begin + (left < tiling.queries ? left : tiling.queries)};
-        task.scratch.assign(memory + weight_count + thread * scratch_count, tiling, params.affinity);
+        task.scratch.assign(memory + weight_count + thread * scratch_count, tiling, has_dense);
         task.run();
     });
 }

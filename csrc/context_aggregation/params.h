@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of the mix are given. Tokens are (batch, token, head, channel) with the channels next to each
-// other; strides are in elements. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
+// What the kernels of the mix are given. Tokens are (batch, token, head, channel) with the channels next to
+// each other; strides are in elements. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
 // logsumexp and grad_alpha are contiguous and of the accumulation type.
 #pragma once
 
@@ -30,13 +30,13 @@ struct MixShape {
 
 struct MixForward {
     MixShape shape;
-    Tokens q, k, v;             // read
-    const void* alpha;          // (M,)
-    const void* local_weight;   // (M * D, kh, kw)
-    const void* local_bias;     // (M * D,)
-    const void* affinity;       // (M, N, N)
-    Tokens out;                 // written
-    void* logsumexp;            // (B, M, N)
+    Tokens q, k, v;            // read
+    const void* alpha;         // (M,)
+    const void* local_weight;  // (M * D, kh, kw)
+    const void* local_bias;    // (M * D,)
+    const void* affinity;      // (M, N, N)
+    Tokens out;                // written
+    void* logsumexp;           // (B, M, N)
 };
 
 struct MixBackward {

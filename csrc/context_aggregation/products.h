@@ -2,8 +2,8 @@
 // The small matrix products that softmax attention consists of, with their accumulators in registers.
 //
 // Scores are stored in vectors of keys: (row, key) is at [key / lanes][row][key % lanes], for row_count rows.
-// All other operands are row-major, with `dim` columns that are zero-padded to whole vectors; only the keys of
-// multiply_keys are transposed.
+// All other operands are row-major, with `dim` columns that are zero-padded to whole vectors; only the keys
+// of multiply_keys are transposed.
 #pragma once
 
 #include "common/pack.h"
@@ -16,7 +16,8 @@ constexpr int kRows = kVectorRegisters == 32 ? 7 : 6;
 constexpr int kKeyVectors = kVectorRegisters == 32 ? 3 : 2;
 constexpr int kDimVectors = 2;
 
-// Products that add to their output sum up on their own first: sums of the sums of tiles lose less than one long sum.
+// Products that add to their output sum up on their own first: sums of the sums of tiles lose less than one
+// long sum.
 template <class A>
 CK_INLINE void add_to(A* place, Vec<A> value) {
     store(place, load<Vec<A>>(place) + value);
@@ -24,7 +25,8 @@ CK_INLINE void add_to(A* place, Vec<A> value) {
 
 // scores = q kᵀ for kRows rows of q and Vectors vectors of keys; `keys` is [depth][Vectors][lanes].
 template <int Vectors, class A>
-CK_INLINE void multiply_keys(const A* q, int64_t q_stride, const A* keys, int depth, A* scores, int64_t row_count) {
+CK_INLINE void multiply_keys(const A* q, int64_t q_stride, const A* keys, int depth, A* scores,
+                             int64_t row_count) {
     constexpr int L = kLanes<A>;
     using V = Vec<A>;
     V sum[kRows][Vectors] = {};
@@ -47,7 +49,8 @@ CK_INLINE void multiply_keys(const A* q, int64_t q_stride, const A* keys, int de
 
 // out += scores · values for kRows rows and Vectors vectors of columns.
 template <int Vectors, class A>
-CK_INLINE void multiply_values(const A* scores, int64_t row_count, const A* values, int64_t keys, int64_t dim, A* out) {
+CK_INLINE void multiply_values(const A* scores, int64_t row_count, const A* values, int64_t keys, int64_t dim,
+                               A* out) {
     constexpr int L = kLanes<A>;
     using V = Vec<A>;
     V sum[kRows][Vectors] = {};
@@ -95,7 +98,8 @@ CK_INLINE void multiply_transposed(const A* scores, int64_t rows, const A* x, in
     }
 }
 
-// The panels that multiply_keys reads: [panel][column][kKeyVectors or what is left][lanes]. Returns the vectors.
+// The panels that multiply_keys reads: [panel][column][kKeyVectors or what is left][lanes]. Returns the
+// vectors.
 template <class A, class T>
 int64_t pack_keys(const T* source, int64_t row_stride, int64_t keys, int depth, A* target) {
     constexpr int L = kLanes<A>;
@@ -111,11 +115,13 @@ int64_t pack_keys(const T* source, int64_t row_stride, int64_t keys, int depth, 
 
 // scores = q kᵀ for kRows rows, over packed keys.
 template <class A>
-void compute_scores(const A* q, int64_t dim, const A* keys, int depth, int64_t vectors, A* scores, int64_t row_count) {
+void compute_scores(const A* q, int64_t dim, const A* keys, int depth, int64_t vectors, A* scores,
+                    int64_t row_count) {
     constexpr int L = kLanes<A>;
     int64_t v = 0;
     for (; v + kKeyVectors <= vectors; v += kKeyVectors) {
-        multiply_keys<kKeyVectors>(q, dim, keys + v * depth * L, depth, scores + v * row_count * L, row_count);
+        multiply_keys<kKeyVectors>(q, dim, keys + v * depth * L, depth, scores + v * row_count * L,
+                                   row_count);
     }
     keys += v * depth * L;
     scores += v * row_count * L;
@@ -136,10 +142,11 @@ void add_product(const A* scores, int64_t row_count, const A* values, int64_t ke
     if (c < dim) multiply_values<1>(scores, row_count, values + c, keys, dim, out + c);
 }
 
-// out += scoresᵀ · x over the first `rows` rows, for `vectors` vectors of keys; out has rows for all their lanes.
+// out += scoresᵀ · x over the first `rows` rows, for `vectors` vectors of keys; out has rows for all their
+// lanes.
 template <class A>
-void add_transposed_product(const A* scores, int64_t row_count, int64_t rows, int64_t vectors, const A* x, int64_t dim,
-                            A* out) {
+void add_transposed_product(const A* scores, int64_t row_count, int64_t rows, int64_t vectors, const A* x,
+                            int64_t dim, A* out) {
     constexpr int L = kLanes<A>;
     constexpr int most = kVectorRegisters == 32 ? 8 : 4;
     constexpr int keys = L < most ? L : most;

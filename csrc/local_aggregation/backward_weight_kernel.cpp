@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT
-// Weight and bias gradient of the depthwise operation. A task adds up a run of rows of the batch for all channels,
-// one row of the kernel at a time in registers; the tasks' sums are then added in order. The runs depend on the
-// shape alone, so the result does not depend on the threads.
+// Weight and bias gradient of the depthwise operation. A task adds up a run of rows of the batch for all
+// channels, one row of the kernel at a time in registers; the tasks' sums are then added in order. The runs
+// depend on the shape alone, so the result does not depend on the threads.
 #include "common/convert.h"
 #include "common/parallel.h"
 #include "common/workspace.h"
 #include "local_aggregation/params.h"
+#include "local_aggregation/window.h"
 
 namespace ck::CK_ISA {
 namespace {
 
-// Columns that are read together; see kColumns in window.h.
-constexpr int kColumns = 7;
 // Bytes of both inputs in a task, which its channels walk over one vector after the other: a part of the
 // second-level cache. Not less than kLeastPixels, which make the final sum of the tasks cheap.
 constexpr int64_t kTaskBytes = 256 << 10;
 constexpr int64_t kLeastPixels = 64;
 
-// Adds grad_out · x to sum[kx] for kColumns pixels of a row. Columns of grad_out from `width` on do not exist.
+// Adds grad_out · x to sum[kx] for kColumns pixels of a row. Columns of grad_out from `width` on do not
+// exist.
 template <int KernelWidth, class V, int Vectors, class T>
-CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, int64_t x_stride, int first, int width,
-                           V (&sum)[KernelWidth][Vectors]) {
+CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, int64_t x_stride, int first,
+                           int width, V (&sum)[KernelWidth][Vectors]) {
     constexpr int L = kLanesOf<V>;
     V grad[kColumns][Vectors];
 #pragma GCC unroll 8
@@ -48,8 +48,8 @@ CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, i
 // The rows begin … end - 1 of the batch, counted image by image, for one group of channels; adds to `sums`
 // (taps + 1, stride), whose last row is the bias gradient.
 template <int KernelWidth, class V, int Vectors, class T>
-void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, int channel, Element<V>* sums,
-              int64_t stride) {
+void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, int channel,
+              Element<V>* sums, int64_t stride) {
     constexpr int L = kLanesOf<V>;
     const DepthwiseShape& shape = params.shape;
     const int64_t grad_stride = params.grad_out.column_stride, x_stride = params.x.column_stride;
@@ -90,8 +90,8 @@ void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end,
     for (int v = 0; v < Vectors; ++v) store(target + v * L, bias[v]);
 }
 
-// All channels. A last vector that is not full is moved back to end with the channels: the sums it finds there are
-// set to zero and computed again.
+// All channels. A last vector that is not full is moved back to end with the channels: the sums it finds
+// there are set to zero and computed again.
 template <int KernelWidth, class T>
 void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, Accumulator<T>* sums,
                   int64_t stride) {
@@ -157,8 +157,10 @@ void backward_weight(const DepthwiseBackwardWeight& params) {
             for (int64_t task = 0; task < tasks; ++task) {
                 total += load<Vec<A>>(sums + task * sums_count + tap * stride + first);
             }
-            for (int64_t channel = first; channel < first + kLanes<A> && channel < shape.channels; ++channel) {
-                (tap < taps ? grad_weight[channel * taps + tap] : grad_bias[channel]) = total[channel - first];
+            for (int64_t channel = first; channel < first + kLanes<A> && channel < shape.channels;
+                 ++channel) {
+                (tap < taps ? grad_weight[channel * taps + tap] : grad_bias[channel]) =
+                    total[channel - first];
             }
         }
     });

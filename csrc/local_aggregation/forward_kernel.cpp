@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Forward of the depthwise operation; with the flipped weight, its input gradient. A task is a run of rows of one
-// image, with all channels: memory is read front to back, and the rows of a window come from the cache.
+// Forward of the depthwise operation; with the flipped weight, its input gradient. A task is a run of rows of
+// one image, with all channels: memory is read front to back, and the rows of a window come from the cache.
 #include "common/parallel.h"
+#include "common/simd.h"
 #include "common/workspace.h"
 #include "local_aggregation/params.h"
 #include "local_aggregation/window.h"
@@ -23,8 +24,8 @@ void forward(const DepthwiseForward& params) {
     parallel_for(shape.threads, ceil_div(shape.channels, block), [&](int64_t index, int) {
         const int first = static_cast<int>(index) * block;
         const int channels = shape.channels - first < block ? shape.channels - first : block;
-        pack_window_weight(static_cast<const A*>(params.weight) + first * taps, channels, taps, false, weight + first,
-                           padded);
+        pack_window_weight(static_cast<const A*>(params.weight) + first * taps, channels, taps, false,
+                           weight + first, padded);
     });
     const int64_t tasks_per_image = ceil_div(shape.height, kTaskRows);
     parallel_for(shape.threads, shape.batch * tasks_per_image, [&](int64_t index, int) {

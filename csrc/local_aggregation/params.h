@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What the depthwise kernels are given. Images are (batch, height, width, channel) with the channels next to each
-// other; strides are in elements. Weights, biases and their gradients are contiguous and of the accumulation type.
+// What the depthwise kernels are given. Images are (batch, height, width, channel) with the channels next to
+// each other; strides are in elements. Weights, biases and their gradients are contiguous and of the
+// accumulation type.
 #pragma once
 
 #include "common/isa.h"

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
-// Depthwise cross-correlation of a channels-last image with zero padding: the whole of the depthwise operation,
-// and the local term of the mix.
+// Depthwise cross-correlation of a channels-last image with zero padding: the whole of the depthwise
+// operation, and the local term of the mix.
 #pragma once
 
-#include "common/simd.h"
+#include "common/types.h"
 
 namespace ck::CK_ISA {
+
+// Pixels of a row that kernels work on together; 7 divides the usual widths 7, 14, 28, 56.
+constexpr int kColumns = 7;
 
 template <class T>
 struct Window {
@@ -19,13 +22,14 @@ struct Window {
     const Accumulator<T>* bias;  // (channels,) or null
 };
 
-// Packs `channels` rows of (channels, taps) into the layout of Window::weight, padded to whole vectors; flipped by 180
-// degrees for the transposed operation.
+// Packs `channels` rows of (channels, taps) into the layout of Window::weight, padded to whole vectors;
+// flipped by 180 degrees for the transposed operation.
 template <class A>
-void pack_window_weight(const A* weight, int channels, int taps, bool flipped, A* target, int64_t target_stride);
+void pack_window_weight(const A* weight, int channels, int taps, bool flipped, A* target,
+                        int64_t target_stride);
 
-// out = sums + bias + window for the pixels begin … end - 1, counted row by row; `sums` (null: 0) and `out` start at
-// pixel `begin`.
+// out = sums + bias + window for the pixels begin … end - 1, counted row by row; `sums` (null: 0) and `out`
+// start at pixel `begin`.
 template <class T>
 void window_pixels(const Window<T>& window, int64_t begin, int64_t end, const Accumulator<T>* sums,
                    int64_t sums_stride, T* out, int64_t out_stride);

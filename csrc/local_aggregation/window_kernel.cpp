@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: MIT
-// A block of the output, kColumns pixels by a few vectors of channels, stays in registers while the rows of its
-// window pass by.
-#include "local_aggregation/window.h"
-
+// A block of the output, kColumns pixels by a few vectors of channels, stays in registers while the rows of
+// its window pass by.
 #include "common/pack.h"
+#include "local_aggregation/window.h"
 
 namespace ck::CK_ISA {
 namespace {
 
-// Columns of output that are accumulated in registers at once; 7 divides the usual widths 7, 14, 28, 56.
-constexpr int kColumns = 7;
-
-// Adds the window around kColumns pixels from (y, x) on to `sum`, for Vectors vectors of channels from `channel` on.
-// What it adds to columns beyond the image is meaningless.
+// Adds the window around kColumns pixels from (y, x) on to `sum`, for Vectors vectors of channels from
+// `channel` on. What it adds to columns beyond the image is meaningless.
 template <int KernelWidth, class V, int Vectors, class T>
 CK_INLINE void add_window(const Window<T>& window, int y, int x, int channel, V (&sum)[kColumns][Vectors]) {
     constexpr int L = kLanesOf<V>;
@@ -26,7 +22,8 @@ CK_INLINE void add_window(const Window<T>& window, int y, int x, int channel, V 
 #pragma GCC unroll 8
         for (int kx = 0; kx < KernelWidth; ++kx) {
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) weight[kx][v] = load<V>(weights + kx * window.weight_stride + v * L);
+            for (int v = 0; v < Vectors; ++v)
+                weight[kx][v] = load<V>(weights + kx * window.weight_stride + v * L);
         }
         // Each pixel is read once and added to all columns whose window it is in.
 #pragma GCC unroll 16
@@ -45,8 +42,8 @@ CK_INLINE void add_window(const Window<T>& window, int y, int x, int channel, V 
     }
 }
 
-// out = sums + bias + window for `columns` <= kColumns pixels from (y, x) on; `sums` (null: 0) and `out` point at
-// the first of them.
+// out = sums + bias + window for `columns` <= kColumns pixels from (y, x) on; `sums` (null: 0) and `out`
+// point at the first of them.
 template <int KernelWidth, class V, int Vectors, class T>
 CK_INLINE void window_block(const Window<T>& window, int y, int x, int columns, int channel,
                             const Accumulator<T>* sums, int64_t sums_stride, T* out, int64_t out_stride) {
@@ -111,12 +108,14 @@ void window_run(const Window<T>& window, int y, int x_begin, int x_end, const Ac
 }  // namespace
 
 template <class A>
-void pack_window_weight(const A* weight, int channels, int taps, bool flipped, A* target, int64_t target_stride) {
+void pack_window_weight(const A* weight, int channels, int taps, bool flipped, A* target,
+                        int64_t target_stride) {
     constexpr int L = kLanes<A>;
     for (int c = 0; c < channels; c += L) {
         // From the last tap on backwards is the flipped kernel.
         A* first = flipped ? target + (taps - 1) * target_stride : target;
-        pack_transposed(weight + c * taps, taps, channels - c, taps, first + c, flipped ? -target_stride : target_stride);
+        pack_transposed(weight + c * taps, taps, channels - c, taps, first + c,
+                        flipped ? -target_stride : target_stride);
     }
 }
 
@@ -149,8 +148,10 @@ void window_pixels(const Window<T>& window, int64_t begin, int64_t end, const Ac
 template void pack_window_weight(const float*, int, int, bool, float*, int64_t);
 template void pack_window_weight(const double*, int, int, bool, double*, int64_t);
 template void window_pixels(const Window<float>&, int64_t, int64_t, const float*, int64_t, float*, int64_t);
-template void window_pixels(const Window<double>&, int64_t, int64_t, const double*, int64_t, double*, int64_t);
-template void window_pixels(const Window<BFloat16>&, int64_t, int64_t, const float*, int64_t, BFloat16*, int64_t);
+template void window_pixels(const Window<double>&, int64_t, int64_t, const double*, int64_t, double*,
+                            int64_t);
+template void window_pixels(const Window<BFloat16>&, int64_t, int64_t, const float*, int64_t, BFloat16*,
+                            int64_t);
 template void window_pixels(const Window<Half>&, int64_t, int64_t, const float*, int64_t, Half*, int64_t);
 
 }  // namespace ck::CK_ISA
