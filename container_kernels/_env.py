@@ -29,8 +29,8 @@ RUN_VARIABLES = {
 }
 VARIABLES = BUILD_VARIABLES | RUN_VARIABLES
 
-_TRUE = ("1", "true", "yes", "on")
-_FALSE = ("0", "false", "no", "off")
+_TRUE = ("1", "true", "yes", "on", "y")
+_FALSE = ("0", "false", "no", "off", "n")
 
 
 def value(name: str) -> str | None:

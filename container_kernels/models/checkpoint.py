@@ -48,13 +48,13 @@ def translate_release_names(model: nn.Module, state_dict: dict, prefix: str, *_)
     state_dict.update({prefix + name: tensor for name, tensor in translated.items()})
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = False, strict: bool = True):
+def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True, strict: bool = True):
     """Load the weights at `path` into `model`: a checkpoint of ours, of the trainer or of the release.
 
     Args:
         model: the network to fill.
         path: a `torch.save` file or .safetensors. It is read with `weights_only=True`: no pickled code is executed.
-        use_ema: take the averaged weights when the file has them.
+        use_ema: take the averaged weights when the file has them, as `timm.create_model(checkpoint_path=...)` does.
         strict: names must match exactly.
 
     Returns:
@@ -62,12 +62,16 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = False
 
     Raises:
         FileNotFoundError: there is no such file.
-        RuntimeError: the file holds something other than tensors and plain values, or names or shapes do not match.
+        RuntimeError: the file is no checkpoint, holds something other than tensors and plain values, or names or shapes
+            do not match the model's.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"path: expected a checkpoint file, got {path}, which does not exist")
-    state_dict = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
+        raise FileNotFoundError(f"path: expected a checkpoint file, got {path}, which is not a file")
+    try:
+        state_dict = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
+    except Exception as error:  # a broken file fails in as many ways as there are formats
+        raise RuntimeError(f"path: expected a checkpoint, but {path} cannot be read as one: {error!r}") from error
     return model.load_state_dict(checkpoint_filter_fn(state_dict, model), strict=strict)
 
 

@@ -126,7 +126,8 @@ class Container(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        # Only what was given: norms of other libraries need not know the arguments.
+        factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         stages = len(embed_dims)
         dynamic, static, mixing = (_per_stage(value, stages) for value in (dynamic, static, mixing))
         per_stage = {
@@ -134,7 +135,7 @@ class Container(nn.Module):
             "dynamic": dynamic, "static": static, "mixing": mixing,
         }  # fmt: skip
         for name, values in per_stage.items():
-            if len(values) != stages:
+            if not isinstance(values, Sequence) or len(values) != stages:
                 raise ValueError(f"{name}: expected {stages} entries, one a stage of embed_dims, got {values!r}")
 
         self.num_classes = num_classes
@@ -199,7 +200,10 @@ class Container(nn.Module):
         return {"stem": r"^stages\.0\.downsample", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        """Recompute the blocks in the backward pass instead of keeping their activations.
+
+        As everywhere in timm, batch norms then update their running statistics twice a step.
+        """
         self.grad_checkpointing = enable
         for stage in self.stages:
             stage.grad_checkpointing = enable
@@ -210,6 +214,7 @@ class Container(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier for `num_classes` (0: none), and pooling `global_pool` when given."""
         self.num_classes = num_classes
+        self.head.in_features = self.num_features
         self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
         self._init_head()
 
@@ -332,7 +337,7 @@ def container_light(pretrained: bool = False, **kwargs) -> Container:
 
 @register_model
 def container_tiny(pretrained: bool = False, **kwargs) -> Container:
-    """A CONTAINER for 32×32 images that learns on a CPU in a minute; 0.8 M parameters."""
+    """A CONTAINER for 32×32 images that learns on a CPU in a minute; 1.1 M parameters."""
     config = {
         "img_size": 32,
         "embed_dims": (32, 64, 128, 160),

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .context_aggregation import ContextAggregation, Mixing, Static
 from .local_aggregation import LocalAggregation
+from .validation import check_probability
 
 
 class ContainerBlock(nn.Module):
@@ -21,7 +22,7 @@ class ContainerBlock(nn.Module):
         dynamic, static, kernel_size, grid_size, mixing, qkv_bias: see `ContextAggregation`.
         drop: dropout after each projection.
         drop_path: probability of dropping a sample's residual branch (stochastic depth).
-        norm_layer: called with `dim`; takes and gives (B, C, H, W).
+        norm_layer: called with `dim`, and with `device` or `dtype` where given; takes and gives (B, C, H, W).
         act_layer: activation of the MLP (GELU: the exact one, by erf).
 
     Shape: (B, C, H, W) to (B, C, H, W), any H and W unless a dense affinity fixes them; fastest in
@@ -51,7 +52,11 @@ class ContainerBlock(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        if mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio: expected a positive number, got {mlp_ratio!r}")
+        check_probability("drop_path", drop_path)
+        # Only what was given: norms of other libraries need not know the arguments.
+        factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         self.pos_embed = LocalAggregation(dim, 3, residual=True, **factory)
         self.norm1 = norm_layer(dim, **factory)
         self.aggregation = ContextAggregation(

@@ -1,5 +1,6 @@
 """The paper's multi-head context aggregation as a layer: project, aggregate, project back."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops.context_aggregation import context_aggregation
 from .initialization import init_local
+from .validation import check_image, check_kernel_size, check_probability
 
 Static = Literal["local", "dense", "both"]
 Mixing = Literal["gate", "free"]
@@ -64,6 +66,7 @@ class ContextAggregation(nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mixing)
+        check_probability("proj_drop", proj_drop)
         factory = {"device": device, "dtype": dtype}
         self.dim = dim
         self.num_heads = num_heads
@@ -115,17 +118,15 @@ class ContextAggregation(nn.Module):
         return 1.0, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4:
-            raise ValueError(f"x: expected (B, C, H, W), got {x.ndim} dimensions")
+        check_image(x, self.dim)
         batch, channels, height, width = x.shape
-        if channels != self.dim:
-            raise ValueError(f"x: expected (B, C, H, W) with C = {self.dim}, got {tuple(x.shape)}")
         if self.grid_size is not None and self.grid_size != (height, width):
             raise ValueError(
                 f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {(height, width)}"
             )
         tokens = x.permute(0, 2, 3, 1)  # no copy for a channels_last image
-        packed = self.in_proj(tokens).view(batch, height * width, -1, self.num_heads, self.head_dim)
+        packed = self.in_proj(tokens)
+        packed = packed.view(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
         q, k, v = packed.unbind(2) if self.dynamic else (None, None, packed[:, :, 0])
         alpha, beta = self.mixing_weights()
         y = context_aggregation(
@@ -154,17 +155,27 @@ class ContextAggregation(nn.Module):
 
 
 def _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mixing) -> None:
-    if dim < 1 or num_heads < 1 or dim % num_heads:
-        raise ValueError(f"num_heads: expected a divisor of dim = {dim}, got {num_heads}")
+    if type(dim) is not int or dim < 1:
+        raise ValueError(f"dim: expected a positive integer, got {dim!r}")
+    if type(num_heads) is not int or num_heads < 1 or dim % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of dim = {dim}, got {num_heads!r}")
     if static not in ("local", "dense", "both", None):
         raise ValueError(f'static: expected "local", "dense", "both" or None, got {static!r}')
     if not dynamic and static is None:
         raise ValueError("static: expected a static affinity because dynamic=False, got None")
-    if static in ("local", "both") and (kernel_size not in (1, 3, 5, 7)):
-        raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+    if static in ("local", "both"):
+        check_kernel_size(kernel_size)
     if static in ("dense", "both") and grid_size is None:
         raise ValueError(f"grid_size: expected (H, W) because static={static!r}, got None")
-    if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
-        raise ValueError(f"grid_size: expected (H, W), both at least 1, got {grid_size!r}")
+    if grid_size is not None and not _is_grid(grid_size):
+        raise ValueError(f"grid_size: expected (H, W), two integers of at least 1, got {grid_size!r}")
     if mixing not in ("gate", "free"):
         raise ValueError(f'mixing: expected "gate" or "free", got {mixing!r}')
+
+
+def _is_grid(grid_size) -> bool:
+    return (
+        isinstance(grid_size, Sequence)
+        and len(grid_size) == 2
+        and all(type(side) is int and side >= 1 for side in grid_size)
+    )

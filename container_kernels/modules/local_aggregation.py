@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops.local_aggregation import local_aggregation
 from .initialization import init_local
+from .validation import check_image, check_kernel_size
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
@@ -32,8 +33,7 @@ class LocalAggregation(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        if kernel_size not in (1, 3, 5, 7):
-            raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+        check_kernel_size(kernel_size)
         factory = {"device": device, "dtype": dtype}
         self.residual = residual
         self.weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
@@ -44,6 +44,7 @@ class LocalAggregation(nn.Module):
         init_local(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_image(x, self.weight.shape[0])
         y = local_aggregation(x.permute(0, 2, 3, 1), self.weight, self.bias, residual=self.residual)
         return y.permute(0, 3, 1, 2)
 

@@ -11,7 +11,6 @@ first of `PREFERENCE` for the tensor's device that can serve is taken, in the en
 import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -31,27 +30,32 @@ _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = _env.flag("TRITON_INTERPRET")
 _MIN_CAPABILITY = (8, 0)
 
-_requested: ContextVar[str | None] = ContextVar("container_kernels_backend", default=None)
+_requested: str | None = None
 
 
 @contextmanager
 def use_backend(name: str | None):
     """Run every op inside the `with` block on backend `name` ("cuda", "triton", "cpu", "reference"; None: automatic).
 
-    An op's own `backend=` argument still wins. Holds for the current thread or async task only.
+    An op's own `backend=` argument still wins. Holds for the whole process, since autograd runs backward passes, and
+    with activation checkpointing forward passes, in threads of its own; keep such a backward inside the block. Around
+    a compiled function it selects (and compiles for) the backend; it cannot be entered inside of one.
 
     Raises:
         ValueError: `name` is not a backend.
     """
-    token = _requested.set(_known(name, "use_backend"))
+    global _requested
+    previous, _requested = _requested, _known(name, "use_backend")
     try:
         yield
     finally:
-        _requested.reset(token)
+        _requested = previous
 
 
 def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Tensor, *facts) -> str:
-    """The backend that serves this call.
+    """The backend that serves this call; under `torch.export` always "reference".
+
+    An exported program must run without this package, so it gets plain PyTorch operators.
 
     Args:
         requested: the op's `backend=` argument.
@@ -61,7 +65,9 @@ def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Te
         ValueError: the requested name is not a backend.
         RuntimeError: the requested backend cannot serve this call.
     """
-    name = _known(requested, "backend") or _requested.get() or _known(_env.value(_VARIABLE), _VARIABLE)
+    name = _known(requested, "backend") or _requested or _known(_env.value(_VARIABLE), _VARIABLE)
+    if torch.compiler.is_exporting():
+        return "reference"
     if name is not None:
         reason = why_not(name, tensor, *facts)
         if reason is not None:
@@ -78,6 +84,8 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
     device_type = tensor.device.type
     if name == "reference":
         return None
+    if _under_transform():
+        return "torch.func transforms and forward-mode derivatives need plain PyTorch operators"
     if name == "cuda":
         return _why_not_cuda()
     if name == "cpu":
@@ -99,10 +107,8 @@ def usable_backends() -> dict[str, str | None]:
     """For every backend None when this machine can run it, else the reason why not."""
     if not _TRITON_INSTALLED:
         triton = why_not_here("triton", torch.empty(0))
-    elif torch.cuda.is_available():
-        triton = _why_not_triton_on(torch.device("cuda", torch.cuda.current_device()))
     else:
-        triton = None if _TRITON_INTERPRETED else "torch sees no CUDA device"
+        triton = None if _TRITON_INTERPRETED else _why_not_triton_on(torch.device("cuda"))
     return {"cuda": _why_not_cuda(), "triton": triton, "cpu": _extension.why_no_cpu, "reference": None}
 
 
@@ -110,9 +116,15 @@ def _why_not_cuda() -> str | None:
     return "this version has no CUDA C++ kernels"
 
 
+def _under_transform() -> bool:
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 # A device's capability never changes: compiled code may keep the answer.
 @torch.compiler.assume_constant_result
 def _why_not_triton_on(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():  # a fake tensor, or one that is only described
+        return "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability(device)
     if capability >= _MIN_CAPABILITY:
         return None

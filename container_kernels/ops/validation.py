@@ -14,6 +14,8 @@ def check_tensor(name: str, value, ndim: int, shape_name: str) -> None:
     """`value` is a floating-point tensor with `ndim` dimensions, described as `shape_name`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor {shape_name}, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}, is_nested={value.is_nested}")
     if value.dtype not in FLOATING_DTYPES:
         raise TypeError(f"{name}: expected dtype float32, bfloat16, float16 or float64, got {value.dtype}")
     if value.ndim != ndim:

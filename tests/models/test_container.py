@@ -27,6 +27,7 @@ def test_registered_with_timm():
     assert {"container", "container_light", "container_tiny"} <= set(timm.list_models("container*"))
     config = timm.create_model("container_light", device="meta").pretrained_cfg
     assert config["input_size"] == (3, 224, 224) and config["crop_pct"] == 0.875
+    assert config["interpolation"] == "bicubic" and config["mean"] == (0.485, 0.456, 0.406)
 
 
 def test_stages_of_the_variants():
@@ -45,6 +46,17 @@ def test_usual_arguments():
     assert probabilities == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     with pytest.raises(TypeError, match="drop_path_rat"):
         tiny(drop_path_rat=0.1)
+    with pytest.raises(ValueError, match="depths: expected 4 entries, one a stage of embed_dims, got 2"):
+        Container(depths=2)
+
+
+def test_block_settings_reach_every_block():
+    model = tiny(qkv_bias=False, proj_drop_rate=0.2, norm_layer=lambda dim: torch.nn.GroupNorm(1, dim), kernel_size=3)
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    for block in blocks:
+        assert block.aggregation.in_proj.bias is None and block.aggregation.proj_drop.p == 0.2
+        assert isinstance(block.norm1, torch.nn.GroupNorm) and block.aggregation.local_weight.shape[-1] == 3
+    assert isinstance(model.norm, torch.nn.GroupNorm)
 
 
 def test_head_initialisation_follows_the_release():
@@ -83,9 +95,7 @@ def test_features_only(kind, out_indices):
     x = torch.randn(1, 3, 97, 131)  # odd on purpose: the strides drop the remainder
     features = model(x)
     features = list(features.values()) if isinstance(features, dict) else features
-    expected = [
-        ((16, 24, 32, 48)[i], 97 // 4 // 2**j, 131 // 4 // 2**j) for i, j in zip(range(4), range(4), strict=True)
-    ]
+    expected = [(channels, 97 // 4 // 2**i, 131 // 4 // 2**i) for i, channels in enumerate((16, 24, 32, 48))]
     assert [tuple(f.shape[1:]) for f in features] == [expected[i] for i in out_indices]
     assert model.feature_info.channels() == [expected[i][0] for i in out_indices]
     assert model.feature_info.reduction() == [(4, 8, 16, 32)[i] for i in out_indices]
@@ -116,6 +126,8 @@ def test_prune_intermediate_layers():
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b)
     assert model(x).shape == (1, 32, 4, 4)
+    model.reset_classifier(5, "avg")
+    assert model(x).shape == (1, 5)
 
 
 def test_group_matcher_orders_every_parameter():
@@ -140,13 +152,23 @@ def test_group_matcher_orders_every_parameter():
     }
 
 
-def test_grad_checkpointing_changes_nothing():
-    torch.manual_seed(0)
+def test_grad_checkpointing_recomputes_the_same_gradients():
     model = tiny().train()
     x = torch.randn(2, 3, 64, 64)
+    calls = []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.register_forward_pre_hook(lambda *_: calls.append(1))
     plain = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert len(calls) == 5
+    calls.clear()
     model.set_grad_checkpointing()
     again = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert len(calls) == 10
+    calls.clear()
+    with torch.no_grad():
+        model(x)
+    assert len(calls) == 5
     for a, b in zip(plain, again, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -209,11 +231,12 @@ def test_compiles_as_one_graph(fresh_compiler):
 
 
 def test_exports_to_plain_pytorch():
+    """Any batch and image size, by the default export."""
     model = tiny().eval()
-    x = torch.randn(2, 3, 64, 64)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    x = torch.randn(2, 3, 64, 96)
+    program = torch.export.export(model, (x,), dynamic_shapes=({i: torch.export.Dim.AUTO for i in (0, 2, 3)},))
     assert not any("container_kernels" in str(node.target) for node in program.graph.nodes)
-    other = torch.randn(3, 3, 64, 64)
+    other = torch.randn(3, 3, 128, 64)
     torch.testing.assert_close(program.module()(other), model(other))
 
 

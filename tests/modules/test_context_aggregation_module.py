@@ -153,7 +153,10 @@ def test_representation_names_the_setting():
         ({"dynamic": False, "static": None}, "static: expected a static affinity because dynamic=False, got None"),
         ({"kernel_size": 4}, "kernel_size: expected 1, 3, 5 or 7, got 4"),
         ({"static": "dense"}, r"grid_size: expected \(H, W\) because static='dense', got None"),
-        ({"static": "dense", "grid_size": (0, 4)}, r"grid_size: expected \(H, W\), both at least 1, got \(0, 4\)"),
+        (
+            {"static": "dense", "grid_size": (0, 4)},
+            r"grid_size: expected \(H, W\), two integers of at least 1, got \(0, 4\)",
+        ),
         ({"mixing": "sum"}, 'mixing: expected "gate" or "free", got \'sum\''),
     ],
 )
@@ -168,7 +171,67 @@ def test_bad_inputs():
     layer = ContextAggregation(16, 2, static="dense", grid_size=(4, 4))
     with pytest.raises(ValueError, match=r"x: expected H, W = \(4, 4\), which the dense affinity fixes, got \(4, 5\)"):
         layer(torch.ones(2, 16, 4, 5))
-    with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\), got 3 dimensions"):
+    with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\) with C = 16, got \(2, 16, 4\)"):
         layer(torch.ones(2, 16, 4))
     with pytest.raises(ValueError, match="kernel_size: expected 1, 3, 5 or 7, got 2"):
         LocalAggregation(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ContextAggregation(16, 2.0), "num_heads: expected a divisor of dim = 16, got 2.0"),
+        (lambda: ContextAggregation(16.0, 2), "dim: expected a positive integer, got 16.0"),
+        (lambda: ContextAggregation(16, 2, kernel_size=True), "kernel_size: expected 1, 3, 5 or 7, got True"),
+        (lambda: ContextAggregation(16, 2, grid_size=4), r"grid_size: expected \(H, W\), two integers .* got 4"),
+        (lambda: ContextAggregation(16, 2, proj_drop=2), "proj_drop: expected a probability .* got 2"),
+        (lambda: ContainerBlock(16, 2, drop_path=-1), "drop_path: expected a probability .* got -1"),
+        (lambda: ContainerBlock(16, 2, 0), "mlp_ratio: expected a positive number, got 0"),
+    ],
+)
+def test_bad_kinds(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("layer", [ContextAggregation(16, 2), LocalAggregation(16), ContainerBlock(16, 2)])
+def test_every_layer_names_its_input(layer):
+    with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\) with C = 16, got \(2, 8, 4, 4\)"):
+        layer(torch.ones(2, 8, 4, 4))
+    with pytest.raises(TypeError, match=r"x: expected a tensor \(B, C, H, W\), got NoneType"):
+        layer(None)
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 4, 3), (2, 16, 0, 3)], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"dynamic": False}], ids=["mix", "static"])
+def test_empty_input(settings, shape):
+    layer = ContextAggregation(16, 2, **settings)
+    assert layer(torch.ones(shape)).shape == shape
+
+
+def test_other_norms():
+    """Norms that know nothing of device and dtype, such as torchvision's frozen one."""
+    block = ContainerBlock(16, 2, norm_layer=lambda dim: torch.nn.GroupNorm(4, dim))
+    assert isinstance(block.norm1, torch.nn.GroupNorm) and isinstance(block.norm2, torch.nn.GroupNorm)
+    assert block(torch.randn(2, 16, 3, 3)).shape == (2, 16, 3, 3)
+
+
+def test_initial_values():
+    layer = ContextAggregation(64, 2, static="both", grid_size=(8, 8))
+    assert layer.local_weight.abs().max() <= 1 / 5 and layer.local_weight.std() > 0.1  # U(±1/√25)
+    assert 0.018 < layer.affinity.std() < 0.022
+
+
+def test_drop_path_drops_both_branches():
+    """With the branches of a sample dropped, what is left is the position embedding."""
+    block = ContainerBlock(16, 2, drop_path=0.999).train()
+    x = torch.randn(4, 16, 3, 3)
+    torch.testing.assert_close(block(x), block.pos_embed(x))
+
+
+def test_dropout_and_activation_reach_their_places():
+    block = ContainerBlock(16, 2, drop=0.25, act_layer=torch.nn.ReLU)
+    assert block.aggregation.proj_drop.p == block.mlp.drop1.p == block.mlp.drop2.p == 0.25
+    assert isinstance(block.mlp.act, torch.nn.ReLU)
+    layer = ContextAggregation(16, 2, proj_drop=0.999).train()
+    assert (layer(torch.randn(2, 16, 3, 3)) == 0).float().mean() > 0.9

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
 from container_kernels.ops.backend import BACKENDS, choose
@@ -16,14 +17,34 @@ V = torch.randn(1, 4, 2, 8)
 
 
 def ran(tensor=V, backend=None):
-    return choose(backend, why_not, tensor)
+    return choose(backend, why_not, tensor, True)
 
 
 def test_automatic_choice():
     assert ran() == "cpu"
     assert ran(V.double()) == "cpu"
     assert ran(V.to("meta")) == "reference"
-    assert ran(torch.randn(1, 4, 1, 300)) == "reference"  # head_dim over the kernels' limit
+    wide = torch.randn(1, 4, 1, 300)
+    assert ran(wide) == "reference"  # head_dim over the attention kernels' limit
+    assert choose(None, why_not, wide, False) == "cpu"  # which static terms do not have
+
+
+def test_automatic_choice_serves_transforms():
+    """What operators cannot do falls to the definition; a kernel asked for refuses, rather than lose a tangent."""
+
+    def energy(v):
+        return context_aggregation(v, v, v).square().sum()
+
+    with use_backend("reference"):
+        expected = torch.func.jvp(energy, (V,), (V,))[1], torch.func.grad(energy)(V)
+    assert expected[0] != 0
+    torch.testing.assert_close((torch.func.jvp(energy, (V,), (V,))[1], torch.func.grad(energy)(V)), expected)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(V, V)
+        tangent = torch.autograd.forward_ad.unpack_dual(energy(dual)).tangent
+        torch.testing.assert_close(tangent, expected[0])
+        with pytest.raises(RuntimeError, match=r"'cpu' cannot serve this call: torch\.func transforms"):
+            context_aggregation(dual, dual, dual, backend="cpu")
 
 
 @pytest.mark.gpu
@@ -56,13 +77,15 @@ def test_context_ends_with_an_error():
     assert ran() == "cpu"
 
 
-def test_context_holds_for_its_thread_alone():
-    seen = []
+def test_context_reaches_other_threads():
+    """Autograd recomputes checkpointed forwards in threads of its own: they must choose as the forward did."""
+    v = V.clone().requires_grad_()
     with use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(ran()))
+        out = checkpoint(context_aggregation, v, v, v, use_reentrant=False)
+        thread = threading.Thread(target=out.sum().backward)
         thread.start()
         thread.join()
-    assert seen == ["cpu"]
+    assert v.grad is not None and v.grad.count_nonzero()
 
 
 @pytest.mark.parametrize("ask", ["argument", "context", "environment"])

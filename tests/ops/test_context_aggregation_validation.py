@@ -46,6 +46,8 @@ CASES = [
         ValueError,
         r"local_bias: expected \(C,\) = \(8,\), got \(4,\)",
     ),
+    ({"local_weight": WEIGHT, "grid_size": (True, 6)}, TypeError, "grid_size: expected two integers"),
+    ({"v": QKV.to_sparse()}, TypeError, "v: expected a dense tensor, got layout torch.sparse_coo"),
     ({"affinity": torch.ones(2, 6, 5)}, ValueError, r"affinity: expected \(M, N, N\) = \(2, 6, 6\), got \(2, 6, 5\)"),
     ({"alpha": torch.ones(3)}, ValueError, r"alpha: expected shape \(\), \(1,\) or \(M,\) = \(2,\), got \(3,\)"),
     ({"alpha": "1"}, TypeError, "alpha: expected a number or a tensor .* got str"),

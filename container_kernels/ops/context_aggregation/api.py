@@ -48,7 +48,8 @@ def context_aggregation(
         affinity: (M, N, N), row i holds the weights of output token i.
         grid_size: (H, W) with H·W = N, tokens in row-major order; needed with `local_weight`.
         scale: factor on q·k, 1/√D by default.
-        backend: "cuda", "triton", "cpu", "reference", or None for the fastest that serves.
+        backend: "cuda", "triton", "cpu", "reference", or None for the fastest that serves. A dense affinity without
+            the dynamic term is one matrix product of the library, whichever backend is chosen.
 
     Returns:
         (B, N, M, D), contiguous, dtype of `v` (of autocast, when that is on). Sums run in float32 (float64 for
@@ -70,17 +71,12 @@ def context_aggregation(
     return _context_aggregation(q, k, v, *parameters, backend)
 
 
-def _context_aggregation(
-    q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend
-) -> Tensor:
+def _context_aggregation(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend) -> Tensor:
     head_dim = v.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
-    # An exported program must run without this package: it gets plain PyTorch operators.
-    chosen = "reference" if torch.compiler.is_exporting() else choose(backend, why_not, v)
+    chosen = choose(backend, why_not, v, q is not None)
     if chosen == "reference":
-        return context_aggregation_reference(
-            q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale
-        )
+        return context_aggregation_reference(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale)
 
     # beta joins the static parameters here, on small tensors, where autograd does its gradient for nothing.
     dtype = accumulation_dtype(v.dtype)
@@ -119,7 +115,7 @@ def _scaled(parameter: Tensor, beta: Tensor | float, channels: int, dtype: torch
     """beta[m] · parameter in the accumulation dtype, where `channels` leading entries belong to each head."""
     parameter = parameter.to(dtype)
     if not isinstance(beta, Tensor):
-        return parameter if beta == 1 else parameter * beta
+        return parameter if beta == 1 else parameter * float(beta)
     beta = beta.to(device=parameter.device, dtype=dtype)
     if beta.numel() > 1:
         beta = beta.repeat_interleave(channels)

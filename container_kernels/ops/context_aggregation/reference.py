@@ -29,16 +29,16 @@ def context_aggregation_reference(
     if q is not None:
         scores = torch.einsum("bimd,bjmd->bmij", q.to(dtype) * scale, k.to(dtype))
         dynamic = torch.einsum("bmij,bjmd->bimd", scores.softmax(-1), values)
-        out = out + _over_heads(alpha, dtype) * dynamic
+        out = out + _over_heads(alpha, values) * dynamic
     if local_weight is not None:
         image = values.unflatten(1, grid_size).flatten(3)
         local = local_aggregation_reference(image, local_weight, local_bias, residual=False)
-        out = out + _over_heads(beta, dtype) * local.view_as(values)
+        out = out + _over_heads(beta, values) * local.view_as(values)
     if affinity is not None:
-        out = out + _over_heads(beta, dtype) * torch.einsum("mij,bjmd->bimd", affinity.to(dtype), values)
+        out = out + _over_heads(beta, values) * torch.einsum("mij,bjmd->bimd", affinity.to(dtype), values)
     return out.to(v.dtype).contiguous()
 
 
-def _over_heads(factor: Tensor | float, dtype: torch.dtype) -> Tensor | float:
-    """alpha or beta, shaped to multiply (B, N, M, D)."""
-    return factor.to(dtype).reshape(-1, 1) if isinstance(factor, Tensor) else factor
+def _over_heads(factor: Tensor | float, values: Tensor) -> Tensor | float:
+    """alpha or beta, shaped to multiply `values` (B, N, M, D)."""
+    return factor.to(values).reshape(-1, 1) if isinstance(factor, Tensor) else float(factor)

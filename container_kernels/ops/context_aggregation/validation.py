@@ -1,20 +1,20 @@
 """What `context_aggregation` accepts."""
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 from ..validation import check_bias, check_device, check_shape, check_tensor, check_window
 
 
-def validate(
-    q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, *, same_dtype: bool
-) -> None:
+def validate(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, *, same_dtype: bool) -> None:
     """Raise ValueError or TypeError for the first argument that does not fit.
 
     Args:
-        same_dtype: q and k must have the dtype of v (autocast is off, so nothing will make them equal).
+        same_dtype: q and k must have the dtype of v. Without it, under autocast, they will be made equal, but
+            float64 stays float64: all or none.
     """
     check_tensor("v", v, 4, "(B, N, M, D)")
     _, tokens, heads, head_dim = v.shape
@@ -22,9 +22,7 @@ def validate(
         raise ValueError(f"v: expected (B, N, M, D) with at least one head and D ≥ 1, got {tuple(v.shape)}")
     if (q is None) != (k is None):
         given, missing = ("k", "q") if q is None else ("q", "k")
-        raise ValueError(
-            f"{missing}: expected a tensor because {given} is one (both, or None for both), got None"
-        )
+        raise ValueError(f"{missing}: expected a tensor because {given} is one (both, or None for both), got None")
     if q is not None:
         _check_like_v("q", q, v, same_dtype)
         _check_like_v("k", k, v, same_dtype)
@@ -36,9 +34,7 @@ def validate(
     if local_weight is not None:
         check_window("local_weight", local_weight, heads * head_dim, "v", v)
         if grid_size is None:
-            raise ValueError(
-                f"grid_size: expected (H, W) with H·W = {tokens} because local_weight is given, got None"
-            )
+            raise ValueError(f"grid_size: expected (H, W) with H·W = {tokens} because local_weight is given, got None")
     if local_bias is not None:
         if local_weight is None:
             raise ValueError("local_bias: expected None because local_weight is None, got a value")
@@ -59,7 +55,8 @@ def _check_like_v(name: str, value, v: Tensor, same_dtype: bool) -> None:
     check_tensor(name, value, 4, "(B, N, M, D)")
     check_shape(name, value, tuple(v.shape), "(B, N, M, D)")
     check_device(name, value, "v", v)
-    if same_dtype and value.dtype != v.dtype:
+    fits = value.dtype == v.dtype if same_dtype else (value.dtype == torch.float64) == (v.dtype == torch.float64)
+    if not fits:
         raise TypeError(f"{name}: expected dtype {v.dtype} as v, got {value.dtype}")
 
 
@@ -67,7 +64,7 @@ def _check_grid(grid_size, tokens: int) -> None:
     if not isinstance(grid_size, Sequence) or len(grid_size) != 2:
         raise ValueError(f"grid_size: expected (H, W) with H·W = {tokens}, got {grid_size!r}")
     height, width = grid_size
-    if not isinstance(height, int) or not isinstance(width, int):
+    if not all(isinstance(side, Integral | torch.SymInt) and not isinstance(side, bool) for side in grid_size):
         raise TypeError(f"grid_size: expected two integers (H, W), got {grid_size!r}")
     if height < 0 or width < 0 or height * width != tokens:
         raise ValueError(f"grid_size: expected (H, W) with H·W = N = {tokens}, got {tuple(grid_size)}")
@@ -78,9 +75,7 @@ def _check_per_head(name: str, value, v: Tensor) -> None:
     if isinstance(value, Real):
         return
     if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{name}: expected a number or a tensor (), (1,) or ({heads},), got {type(value).__name__}"
-        )
+        raise TypeError(f"{name}: expected a number or a tensor (), (1,) or ({heads},), got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {value.dtype}")
     if tuple(value.shape) not in ((), (1,), (heads,)):

@@ -51,11 +51,8 @@ def local_aggregation(
     return _local_aggregation(x, weight, bias, residual, backend)
 
 
-def _local_aggregation(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str | None
-) -> Tensor:
-    # An exported program must run without this package: it gets plain PyTorch operators.
-    chosen = "reference" if torch.compiler.is_exporting() else choose(backend, why_not, x)
+def _local_aggregation(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str | None) -> Tensor:
+    chosen = choose(backend, why_not, x)
     if chosen == "reference":
         return local_aggregation_reference(x, weight, bias, residual)
     dtype = accumulation_dtype(x.dtype)

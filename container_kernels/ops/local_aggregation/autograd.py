@@ -13,9 +13,7 @@ def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) 
     return getattr(torch.ops.container_kernels, f"local_fwd_{backend}")(x, weight, bias)
 
 
-def local_weight_gradient(
-    backend: str, grad_out: Tensor, x: Tensor, kh: int, kw: int
-) -> tuple[Tensor, Tensor]:
+def local_weight_gradient(backend: str, grad_out: Tensor, x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
     return getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}")(grad_out, x, kh, kw)
 
 

@@ -1,0 +1,21 @@
+"""Checks that layers share."""
+
+from torch import Tensor
+
+
+def check_image(x: Tensor, dim: int) -> None:
+    """`x` is (B, dim, H, W)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != dim:
+        raise ValueError(f"x: expected (B, C, H, W) with C = {dim}, got {tuple(x.shape)}")
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    if type(kernel_size) is not int or kernel_size not in (1, 3, 5, 7):
+        raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+
+
+def check_probability(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a probability of at least 0 and below 1, got {value!r}")
