@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 def is_active(tensor) -> bool:
-    """Whether autocast is on for the device of `tensor`; never for device types without autocast, such as meta."""
-    if not isinstance(tensor, Tensor):
+    """Whether autocast is on for the device of `tensor`; the device type meta knows no autocast."""
+    if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
         return False
-    device_type = tensor.device.type
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
