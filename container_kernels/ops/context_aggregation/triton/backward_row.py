@@ -39,9 +39,9 @@ def add_dense_transposed(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """accumulator[j] += Σ_i affinity[i, j] grad_out[i], in grad_out's precision."""
-    for start in range(0, n, BLOCK_M):
-        queries = start + tl.arange(0, BLOCK_M)
+    """accumulator[j] += Σ_i affinity[i, j] grad_out[i], in grad_out's precision, 16 queries at a time for registers."""
+    for start in range(0, n, 16):
+        queries = start + tl.arange(0, 16)
         grad_out = load_tokens(grad_out_head, queries, n, stride_n, HEAD_DIM, BLOCK_D)
         affinity = load_affinity(affinity_head, queries, keys, n)
         accumulator = dot(tl.trans(rounded(affinity, grad_out.dtype)), grad_out, accumulator, PRECISION)

@@ -1,7 +1,7 @@
 """Tile shapes and launch parameters, as pure functions of the problem: the same choice every run.
 
-Every choice is the largest tile that ptxas compiles for sm_80 and sm_90 without spilling a register and within the
-99 KiB of shared memory of the smallest sm_8x (tests/test_triton_compile.py holds it to that). Speed is not measured yet.
+Every choice is a large tile that ptxas compiles for sm_80 and sm_90 without spilling a register and within the 99 KiB
+of shared memory of the smallest sm_8x (tests/test_triton_compile.py holds it to that). Speed is not measured yet.
 """
 
 from dataclasses import dataclass
@@ -41,14 +41,14 @@ class BackwardConfig:
 
 
 # Tiled kernels by padded head_dim (32 stands for 16 too). float32 products run on the ordinary multipliers, whose
-# operands must all pass through registers: their tiles are about a quarter. There num_stages = 2 is not for speed alone:
-# with the loads of the next tile in between, ptxas no longer hoists a whole tile of operands at once.
+# operands must all pass through registers: their tiles are about a quarter. num_stages = 2 is not only for speed there:
+# with the loads of the next tile in between, ptxas no longer fetches all operands of a tile at once.
 FORWARD_16 = {32: (128, 64, 4, 3), 64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
-FORWARD_32 = {32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 16, 8, 2)}
+FORWARD_32 = {32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (32, 16, 8, 2)}
 QUERY_16 = {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)}
-QUERY_32 = {32: (64, 32, 8, 2), 64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)}
+QUERY_32 = {32: (32, 32, 4, 2), 64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)}
 KEY_16 = {32: (64, 128, 8, 2), 64: (64, 64, 8, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 2)}
-KEY_32 = {32: (32, 64, 4, 1), 64: (32, 64, 8, 1), 128: (32, 32, 8, 1), 256: (16, 32, 8, 1)}
+KEY_32 = {32: (16, 64, 8, 2), 64: (32, 32, 8, 2), 128: (16, 16, 4, 2), 256: (16, 32, 8, 2)}
 
 
 def padded(size: int) -> int:
@@ -97,4 +97,5 @@ def backward_config(n: int, head_dim: int, dtype: torch.dtype) -> BackwardConfig
             key=MixConfig(*tiled(KEY_32 if exact else KEY_16, block_d)),
         )
     # The accumulators of keys and values fill most registers: blocks of at most 32 queries.
-    return BackwardConfig(row=MixConfig(min(row, 32), row, warps(row * block_d // 512), 1))
+    block_m = min(row, 32)
+    return BackwardConfig(row=MixConfig(block_m, row, warps(block_m * row * block_d // 16384), 1))

@@ -37,7 +37,7 @@ def add_dense(
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """accumulator[i] += Σ_j affinity[i, j] v[j], in v's precision; tiles of at most 32 keys keep float32 weights few."""
+    """accumulator[i] += Σ_j affinity[i, j] v[j], in v's precision; at most 32 keys at a time for registers."""
     TILE: tl.constexpr = 32 if BLOCK_N > 32 else BLOCK_N
     for start in range(0, n, TILE):
         keys = start + tl.arange(0, TILE)
