@@ -1,0 +1,224 @@
+"""Every Triton kernel compiles for GPUs that need not be there, without spilling and within shared memory.
+
+The launchers run on meta tensors with a driver that only names its target, so each kernel is specialized exactly as
+a real call would specialize it. This file is also the program that does so: the rest of the suite interprets its
+kernels, and a process either interprets or compiles.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+# Bytes one block may have. sm_80 tiles must also suit the smaller sm_86 and sm_89, which run the same kernels.
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """Forward and backward of one op for one kind of GPU; `head_dim` 0 stands for the depthwise op on 64 channels."""
+
+    capability: int
+    height: int
+    width: int
+    head_dim: int
+    dtype: str
+    kernel_size: int = 0
+    dense: bool = False
+
+    def __str__(self):
+        op = f"mix{self.head_dim}" if self.head_dim else "depthwise"
+        local = f"-{self.kernel_size}x{self.kernel_size}" if self.kernel_size else ""
+        dense = "-dense" if self.dense else ""
+        return f"sm{self.capability}-{op}-{self.height}x{self.width}-{self.dtype}{local}{dense}"
+
+
+# One case for each branch: whole rows and tiles, each accumulator width, padding, both static terms.
+BRANCHES = [
+    case
+    for capability in SHARED_MEMORY
+    for case in (
+        Case(capability, 7, 7, 32, "bfloat16", 5),
+        Case(capability, 14, 14, 32, "bfloat16", 5, dense=True),
+        Case(capability, 28, 28, 64, "float16", 3),
+        Case(capability, 7, 7, 32, "float32", 5),
+        Case(capability, 56, 56, 0, "bfloat16", 5),
+    )
+] + [
+    Case(80, 3, 3, 20, "float16", 3),
+    Case(90, 20, 20, 256, "bfloat16"),
+    Case(80, 14, 14, 0, "float32", 7),
+]
+SWEEP = [
+    case
+    for capability in SHARED_MEMORY
+    for dtype in ("bfloat16", "float16", "float32")
+    for case in [
+        Case(capability, side, side, head_dim, dtype, kernel_size, dense)
+        for side in (3, 5, 7, 10, 14, 28)
+        for head_dim in (32, 64, 128, 256)
+        for kernel_size, dense in ((0, False), (5, True))
+    ]
+    + [Case(capability, 14, 14, 0, dtype, kernel_size) for kernel_size in (1, 3, 5, 7)]
+    if case not in BRANCHES
+]
+
+
+@pytest.fixture(scope="module")
+def kernels(request):
+    """The facts of every kernel, by case, of the cases that this run selected."""
+    items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]
+    cases = [item.callspec.params["case"] for item in items if "case" in item.callspec.params]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        chunks = [cases[worker::WORKERS] for worker in range(WORKERS)]
+        return {case: facts for chunk in pool.map(compile_elsewhere, chunks) for case, facts in chunk.items()}
+
+
+@pytest.mark.parametrize("case", [*BRANCHES, *(pytest.param(case, marks=pytest.mark.slow) for case in SWEEP)], ids=str)
+def test_kernels_fit_the_device(case, kernels):
+    facts = kernels[case]
+    assert len(facts) >= 2, "forward and backward were compiled"
+    for kernel in facts:
+        assert kernel["stack"] == 0, f"spills to the stack: {kernel}"
+        assert kernel["shared"] <= SHARED_MEMORY[case.capability], kernel
+        if case.head_dim:
+            assert kernel["tensor_cores"] == (case.dtype != "float32"), kernel
+            if case.head_dim % 16 == 0:
+                assert kernel["wide_loads"], f"no 128-bit loads: {kernel}"
+        else:
+            assert not kernel["narrow_loads"], f"less than two channels a load: {kernel}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiles_cover_every_problem(dtype):
+    from container_kernels.ops.context_aggregation.triton import config
+
+    for n in [*range(1, 300), 4200]:
+        for head_dim in (1, 16, 17, 33, 64, 100, 129, 256):
+            forward = config.forward_config(n, head_dim, dtype)
+            backward = config.backward_config(n, head_dim, dtype)
+            assert not forward.whole_row or forward.block_n >= n
+            assert backward.row is None or backward.row.block_n >= n
+            launches = [forward, backward.row] if backward.row else [forward, backward.query, backward.key]
+            for launch in launches:
+                assert min(launch.block_m, launch.block_n) >= 16, launch
+                for size in (launch.block_m, launch.block_n, launch.num_warps):
+                    assert size & (size - 1) == 0, launch
+
+
+def compile_elsewhere(cases: list[Case]) -> dict[Case, list[dict]]:
+    """Run this file as a program in a process that compiles instead of interpreting."""
+    if not cases:
+        return {}
+    run = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps([asdict(case) for case in cases]),
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(zip(cases, json.loads(run.stdout.splitlines()[-1]), strict=True))
+
+
+class OfflineDriver:
+    """As much of a Triton driver as compiling asks for; the capability doubles as the device's number."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_device(self):
+        return self.capability
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def compile_case(case: Case) -> list[dict]:
+    """Launch the case's op on meta tensors, compiling only, and describe the kernels it would have run."""
+    compiled = []
+    run = triton.runtime.jit.JITFunction.run
+
+    def compile_only(self, *args, warmup, **kwargs):
+        compiled.append((self.__name__, run(self, *args, warmup=True, **kwargs)))
+
+    triton.runtime.driver.set_active(OfflineDriver(case.capability))
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
+        launch_mix(case) if case.head_dim else launch_depthwise(case)
+    return [describe(name, kernel) for name, kernel in compiled]
+
+
+def launch_mix(case: Case) -> None:
+    """Forward and backward on slices of a packed projection, batch 4 and 4 heads."""
+    from container_kernels.ops.context_aggregation import triton as backend
+
+    n, heads, dim = case.height * case.width, 4, case.head_dim
+    dtype = getattr(torch, case.dtype)
+    q, k, v = torch.empty(4, n, 3, heads, dim, dtype=dtype).unbind(2)
+    out, grad_out, grad_q, grad_k, grad_v = torch.empty(5, 4, n, heads, dim, dtype=dtype)
+    alpha, grad_alpha = torch.empty(2, heads)
+    logsumexp = torch.empty(4, heads, n)
+    weight = bias = None
+    grid = (0, 0)
+    if case.kernel_size:
+        weight, bias = torch.empty(heads * dim, case.kernel_size, case.kernel_size), torch.empty(heads * dim)
+        grid = (case.height, case.width)
+    affinity = torch.empty(heads, n, n) if case.dense else None
+    backend.forward(q, k, v, alpha, weight, bias, affinity, *grid, 0.2, out=out, logsumexp=logsumexp)
+    grads = {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_alpha": grad_alpha}
+    backend.backward(grad_out, q, k, v, alpha, weight, affinity, logsumexp, *grid, 0.2, **grads)
+
+
+def launch_depthwise(case: Case) -> None:
+    """Forward and weight gradient of a batch of 32 images."""
+    from container_kernels.ops.local_aggregation import triton as backend
+
+    shape = (32, case.height, case.width, 64)
+    x, out = torch.empty(2, *shape, dtype=getattr(torch, case.dtype))
+    weight, bias = torch.empty(64, case.kernel_size, case.kernel_size), torch.empty(64)
+    backend.forward(x, weight, bias, out=out)
+    backend.backward_weight(out, x, grad_weight=weight, grad_bias=bias)
+
+
+def describe(name: str, kernel) -> dict:
+    """What ptxas and the PTX say about one kernel."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        report = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    ptx = kernel.asm["ptx"]
+    return {
+        "kernel": name,
+        "registers": usage["REG"],
+        "stack": usage["STACK"] + usage["LOCAL"],
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+        "tensor_cores": re.search(r"\bw?g?mma\S*\.sync", ptx) is not None,
+        "wide_loads": re.search(r"ld\.global\S*\.v4|cp\.async\S* .*0x10", ptx) is not None,
+        "narrow_loads": re.search(r"ld\.global\S*\.b16", ptx) is not None,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps([compile_case(Case(**case)) for case in json.load(sys.stdin)]))
