@@ -66,7 +66,8 @@ def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Te
         RuntimeError: the requested backend cannot serve this call.
     """
     name = _known(requested, "backend") or _requested or _known(_env.value(_VARIABLE), _VARIABLE)
-    if torch.compiler.is_exporting():
+    # What torch.compiler.is_exporting() returns; tracing that call, torch 2.11's compiler takes it for True always.
+    if torch.compiler._is_exporting_flag:
         return "reference"
     if name is not None:
         reason = why_not(name, tensor, *facts)
