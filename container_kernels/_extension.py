@@ -6,6 +6,7 @@
 
 import sys
 import sysconfig
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
