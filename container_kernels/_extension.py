@@ -28,11 +28,12 @@ def _read_build_record() -> dict[str, Any]:
 def _import_cpu() -> tuple[ModuleType | None, str | None]:
     """The CPU module and None, or None and the reason."""
     try:
-        from . import _C_cpu
+        # Unlike `from … import`, this names the module that is missing on every Python.
+        module = import_module(f"{__package__}._C_cpu")
     # Not ImportError alone: the module's own initialization may raise anything.
     except Exception as error:
         return None, f"{error}; {_about_build('cpu')}"
-    return _C_cpu, None
+    return module, None
 
 
 def _about_build(module: str) -> str:

@@ -34,7 +34,7 @@ def test_flag_not_set_or_empty_is_the_default(monkeypatch, name, default):
 
 def test_flag_of_another_value_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setenv(FLAG, "maybe")
-    with pytest.raises(ValueError, match=f"{FLAG} must be one of 1, true, .*, off, got 'maybe'"):
+    with pytest.raises(ValueError, match=f"{FLAG} must be one of 1, true, .*, off, n, got 'maybe'"):
         _env.flag(FLAG)
 
 
