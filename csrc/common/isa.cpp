@@ -7,15 +7,25 @@
 namespace ck {
 namespace {
 
+#if defined(CK_HAVE_V3) || defined(CK_HAVE_V4)
+// Asked feature by feature: the names of the levels are known to gcc from 12 and clang from 17 on alone.
+bool has_v3() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2");
+}
+#endif
+
 bool supports(Isa level) {
     switch (level) {
 #ifdef CK_HAVE_V4
         case Isa::v4:
-            return __builtin_cpu_supports("x86-64-v4");
+            return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl");
 #endif
 #ifdef CK_HAVE_V3
         case Isa::v3:
-            return __builtin_cpu_supports("x86-64-v3");
+            return has_v3();
 #endif
         default:
             return level == Isa::baseline;
