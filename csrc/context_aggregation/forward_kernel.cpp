@@ -20,6 +20,8 @@ constexpr int64_t kLeastQueries = 8 * kRows;
 constexpr int64_t kTasksPerThread = 4;
 // Bytes of packed keys and values in a tile.
 constexpr int64_t kTileBytes = 64 << 10;
+// Keys of a tile at most: each is one term of a plain sum, whose error grows with their number.
+constexpr int64_t kMostKeys = 256;
 
 template <class A>
 struct Tiling {
@@ -31,7 +33,8 @@ struct Tiling {
     explicit Tiling(const MixShape& shape) {
         constexpr int L = kLanes<A>;
         dim = round_up(shape.head_dim, L);
-        const int64_t most_keys = kTileBytes / (2 * dim * static_cast<int64_t>(sizeof(A)));
+        const int64_t fitting = kTileBytes / (2 * dim * static_cast<int64_t>(sizeof(A)));
+        const int64_t most_keys = fitting < kMostKeys ? fitting : kMostKeys;
         keys = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_keys)), L);
         // The results of a row do not depend on the rows it shares a task with, so this may follow the
         // threads.
