@@ -115,7 +115,7 @@ def accepts(compiler: list[str], flags: list[str], program: str) -> bool:
 
 def supported_levels(compiler: list[str]) -> list[str]:
     """The ISA levels this compiler can both generate code for and ask the processor about."""
-    ask = 'int main() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512vl"); }'
+    ask = 'int main() { return __builtin_cpu_supports("movbe") && __builtin_cpu_supports("avx512vl"); }'
     return [level for level, flags in ISA_FLAGS.items() if level == "baseline" or accepts(compiler, flags, ask)]
 
 

@@ -11,7 +11,10 @@ from types import ModuleType
 from typing import Any
 
 # Before the extension, which then shares the OpenMP runtime that torch brings.
-import torch  # noqa: F401
+import torch
+
+# ck::DType in csrc/common/types.h.
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 SOABI = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
 

@@ -36,8 +36,8 @@ void unpack_rows(const A* source, int padded, int64_t rows, int columns, A facto
 template <int Bit, class V, int... Lane>
 CK_INLINE void exchange(V& a, V& b, LaneIndices<Lane...>) {
     constexpr int L = sizeof...(Lane);
-    const V low = __builtin_shufflevector(a, b, ((Lane & Bit) ? L + Lane - Bit : Lane)...);
-    const V high = __builtin_shufflevector(a, b, ((Lane & Bit) ? L + Lane : Lane + Bit)...);
+    const V low = shuffle<((Lane & Bit) ? L + Lane - Bit : Lane)...>(a, b);
+    const V high = shuffle<((Lane & Bit) ? L + Lane : Lane + Bit)...>(a, b);
     a = low;
     b = high;
 }

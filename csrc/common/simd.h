@@ -108,13 +108,24 @@ CK_INLINE V keep_first(V value, int64_t count, Element<V> rest) {
     return lanes < static_cast<Element<V>>(count) ? value : broadcast<V>(rest);
 }
 
+// {a, b} side by side, and of those the lanes `Lane`.
+template <int... Lane, class V>
+CK_INLINE auto shuffle(V a, V b) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, Lane...);
+#else  // gcc 11, which makes one permutation of it
+    constexpr int L = kLanesOf<V>;
+    return Vec<Element<V>, sizeof...(Lane)>{(Lane < L ? a[Lane % L] : b[Lane % L])...};
+#endif
+}
+
 template <class V, int... Lane>
 CK_INLINE auto low_half(V value, LaneIndices<Lane...>) {
-    return __builtin_shufflevector(value, value, Lane...);
+    return shuffle<Lane...>(value, value);
 }
 template <class V, int... Lane>
 CK_INLINE auto high_half(V value, LaneIndices<Lane...>) {
-    return __builtin_shufflevector(value, value, (Lane + static_cast<int>(sizeof...(Lane)))...);
+    return shuffle<(Lane + static_cast<int>(sizeof...(Lane)))...>(value, value);
 }
 template <class V, class Combine>
 CK_INLINE Element<V> reduce(V value, Combine combine) {

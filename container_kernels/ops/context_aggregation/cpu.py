@@ -6,9 +6,6 @@ from torch import Tensor
 
 from ... import _extension
 
-# ck::DType in csrc/common/types.h.
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
@@ -44,7 +41,7 @@ def forward(
         out: (B, N, M, D), dtype of q; logsumexp: (B, M, N), accumulation dtype.
     """
     _extension.cpu.mix_forward(
-        DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
+        _extension.DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
         alpha.data_ptr(), _pointer(local_weight), _pointer(local_bias), _pointer(affinity),
         out.data_ptr(), out.stride(), logsumexp.data_ptr(),
@@ -76,7 +73,7 @@ def backward(
         logsumexp: (B, M, N), as `forward` wrote it.
     """
     _extension.cpu.mix_backward(
-        DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
+        _extension.DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
         grad_out.data_ptr(), grad_out.stride(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
         alpha.data_ptr(), _pointer(local_weight), _pointer(affinity), logsumexp.data_ptr(),

@@ -6,9 +6,6 @@ from torch import Tensor
 
 from ... import _extension
 
-# ck::DType in csrc/common/types.h.
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     """Write the depthwise cross-correlation of `x` with zero padding to `out`.
@@ -19,7 +16,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
         out: (B, H, W, C), dtype of x.
     """
     _extension.cpu.depthwise_forward(
-        DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
+        _extension.DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), out.stride(),
     )  # fmt: skip
 
@@ -31,6 +28,6 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
         grad_out, x: (B, H, W, C) of one dtype, any strides with a contiguous last dimension.
     """
     _extension.cpu.depthwise_backward_weight(
-        DTYPE_CODES[x.dtype], x.shape, grad_weight.shape[1:], torch.get_num_threads(),
+        _extension.DTYPE_CODES[x.dtype], x.shape, grad_weight.shape[1:], torch.get_num_threads(),
         grad_out.data_ptr(), grad_out.stride(), x.data_ptr(), x.stride(), grad_weight.data_ptr(), grad_bias.data_ptr(),
     )  # fmt: skip
