@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Networks, registered with timm: `timm.create_model("container_light")`."""
 
 from .checkpoint import load_checkpoint

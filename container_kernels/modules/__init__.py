@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Layers: `ContextAggregation`, `LocalAggregation` and the `ContainerBlock` made of them."""
 
 from .block import ContainerBlock

@@ -1,10 +1,12 @@
+# SPDX-License-Identifier: MIT
 """The CONTAINER block."""
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .context_aggregation import ContextAggregation, Mixing, Static
 from .local_aggregation import LocalAggregation
+from .pointwise import PointwiseMlp
 from .validation import check_probability
 
 
@@ -73,11 +75,9 @@ class ContainerBlock(nn.Module):
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=drop, **factory)
+        self.mlp = PointwiseMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pos_embed(x)
         x = x + self.drop_path(self.aggregation(self.norm1(x)))
-        # The MLP works on the last dimension: for a channels_last image these are views.
-        hidden = self.mlp(self.norm2(x).permute(0, 2, 3, 1))
-        return x + self.drop_path(hidden.permute(0, 3, 1, 2))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The paper's multi-head context aggregation as a layer: project, aggregate, project back."""
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.context_aggregation import context_aggregation
 from .initialization import init_local
+from .pointwise import Pointwise
 from .validation import check_image, check_kernel_size, check_probability
 
 Static = Literal["local", "dense", "both"]
@@ -77,7 +79,7 @@ class ContextAggregation(nn.Module):
         self.mixing = mixing if dynamic and static else None
 
         # Query, key and value in that order, each split into heads in channel order; the value alone without attention.
-        self.in_proj = nn.Linear(dim, 3 * dim if dynamic else dim, bias=qkv_bias, **factory)
+        self.in_proj = Pointwise(dim, 3 * dim if dynamic else dim, bias=qkv_bias, **factory)
         self.local_weight = self.local_bias = self.affinity = None
         if static in ("local", "both"):
             self.local_weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
@@ -90,7 +92,7 @@ class ContextAggregation(nn.Module):
         elif self.mixing == "free":
             self.alpha = nn.Parameter(torch.empty(1, **factory))
             self.beta = nn.Parameter(torch.empty(1, **factory))
-        self.out_proj = nn.Linear(dim, dim, **factory)
+        self.out_proj = Pointwise(dim, dim, **factory)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
 
@@ -124,9 +126,9 @@ class ContextAggregation(nn.Module):
             raise ValueError(
                 f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {(height, width)}"
             )
-        tokens = x.permute(0, 2, 3, 1)  # no copy for a channels_last image
-        packed = self.in_proj(tokens)
-        packed = packed.view(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
+        # Channels lie last in memory: no copies from here to the end.
+        packed = self.in_proj(x).permute(0, 2, 3, 1)
+        packed = packed.reshape(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
         q, k, v = packed.unbind(2) if self.dynamic else (None, None, packed[:, :, 0])
         alpha, beta = self.mixing_weights()
         y = context_aggregation(
@@ -140,8 +142,8 @@ class ContextAggregation(nn.Module):
             affinity=self.affinity,
             grid_size=(height, width),
         )
-        y = self.proj_drop(self.out_proj(y.view(batch, height, width, channels)))
-        return y.permute(0, 3, 1, 2)
+        y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return self.proj_drop(self.out_proj(y))
 
     def extra_repr(self) -> str:
         parts = [f"num_heads={self.num_heads}", f"dynamic={self.dynamic}", f"static={self.static!r}"]

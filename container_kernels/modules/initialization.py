@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Initial values of depthwise filters, shared by the layers that hold them."""
 
 import math

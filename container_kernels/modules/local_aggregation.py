@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The static local affinity as a layer: a depthwise convolution."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Autocast does not reach inside our operators, so each op applies one explicit policy.
 
 Under autocast the activations (q, k, v, x) are cast to the autocast dtype, as `conv2d` and `linear` do; float64

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Which implementation runs: the names, the ways to ask for one, and what each needs of the machine.
 
     backend=...                      argument of an op: this call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where the package's operators are registered, and the rules all of them share.
 
 Every kernel is an operator `container_kernels::<op>_<direction>_<backend>`, so a compiled or exported graph

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Triton helpers that the aggregation and the depthwise kernels use unchanged."""
 
 import contextlib

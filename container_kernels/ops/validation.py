@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks every op makes of its arguments, before any kernel runs.
 
 A message names the argument, what was expected and what came.

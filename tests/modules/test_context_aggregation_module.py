@@ -7,19 +7,24 @@ import torch
 import torch.nn.functional as F
 
 from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation
+from container_kernels.modules.pointwise import Pointwise
+
+
+def linear(layer, tokens):
+    return F.linear(tokens, layer.weight, layer.bias)
 
 
 def attention_by_hand(layer, x):
     """Multi-head attention with the layer's projections, in plain PyTorch."""
     batch, _, height, width = x.shape
-    packed = layer.in_proj(x.flatten(2).transpose(1, 2))
+    packed = linear(layer.in_proj, x.flatten(2).transpose(1, 2))
     q, k, v = packed.view(batch, height * width, 3, layer.num_heads, layer.head_dim).permute(2, 0, 3, 1, 4)
     return (q @ k.transpose(-1, -2) / math.sqrt(layer.head_dim)).softmax(-1) @ v, v
 
 
 def project(layer, heads, x):
     """(B, M, N, D) back to an image."""
-    return layer.out_proj(heads.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+    return linear(layer.out_proj, heads.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def depthwise(layer, v, x):
@@ -58,17 +63,17 @@ def test_dynamic_alone_is_a_transformers_attention():
 def test_dense_alone_is_token_mixing():
     layer = ContextAggregation(8, 1, dynamic=False, static="dense", grid_size=(3, 4)).double()
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
-    values = layer.in_proj(x.flatten(2).transpose(1, 2))
-    expected = layer.out_proj(layer.affinity[0] @ values).transpose(1, 2).unflatten(2, (3, 4))
+    values = linear(layer.in_proj, x.flatten(2).transpose(1, 2))
+    expected = linear(layer.out_proj, layer.affinity[0] @ values).transpose(1, 2).unflatten(2, (3, 4))
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_local_alone_is_a_depthwise_convolution():
     layer = ContextAggregation(8, 2, dynamic=False).double()
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
-    values = layer.in_proj(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (3, 4))
+    values = linear(layer.in_proj, x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (3, 4))
     local = F.conv2d(values, layer.local_weight[:, None], layer.local_bias, padding=2, groups=8)
-    expected = layer.out_proj(local.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (3, 4))
+    expected = linear(layer.out_proj, local.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (3, 4))
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -202,11 +207,20 @@ def test_every_layer_names_its_input(layer):
         layer(None)
 
 
-@pytest.mark.parametrize("shape", [(0, 16, 4, 3), (2, 16, 0, 3)], ids=str)
 @pytest.mark.parametrize("settings", [{}, {"dynamic": False}], ids=["mix", "static"])
-def test_empty_input(settings, shape):
-    layer = ContextAggregation(16, 2, **settings)
-    assert layer(torch.ones(shape)).shape == shape
+def test_empty_batch(settings):
+    assert ContextAggregation(16, 2, **settings)(torch.ones(0, 16, 4, 3)).shape == (0, 16, 4, 3)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 6, 1, 1), (1, 1, 4, 3)], ids=str)
+def test_pointwise_is_a_1x1_convolution(shape, dtype, channels_last):
+    layer = Pointwise(shape[1], 5, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight[..., None, None], layer.bias))
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_other_norms():

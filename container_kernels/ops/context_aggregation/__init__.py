@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 from .api import context_aggregation
 
 __all__ = ["context_aggregation"]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`context_aggregation`: the learnable mix of dynamic attention and static aggregation, in one pass."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Gradients of `mix_fwd_<backend>` in terms of the same backend's operators."""
 
 import torch

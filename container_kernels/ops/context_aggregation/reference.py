@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The definition of context aggregation in plain PyTorch: any dtype, differentiable any number of times."""
 
 import torch

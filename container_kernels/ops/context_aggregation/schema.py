@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The operators behind context aggregation: definition, output allocation, one kernel and one fake for each backend.
 
     mix_fwd_<backend>(q, k, v, alpha, local_weight?, local_bias?, affinity?, height, width, scale) -> out, logsumexp

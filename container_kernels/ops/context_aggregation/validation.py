@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `context_aggregation` accepts."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`local_aggregation`: the static local affinity alone, a depthwise convolution over channels-last images."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Gradients of the local operators in terms of the same backend's operators, to any order."""
 
 import torch

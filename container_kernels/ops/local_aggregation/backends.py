@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What each backend needs to serve local aggregation."""
 
 from torch import Tensor

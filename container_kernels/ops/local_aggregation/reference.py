@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The definition of local aggregation in plain PyTorch: any dtype, differentiable any number of times."""
 
 import torch.nn.functional as F

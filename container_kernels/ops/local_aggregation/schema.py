@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The operators behind local aggregation: definition, output allocation, one kernel and one fake for each backend.
 
     local_fwd_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What `local_aggregation` accepts."""
 
 from ..validation import check_bias, check_tensor, check_window

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Triton backend of the mix: launches. The math is in forward.py, backward_row.py and backward_tiled.py."""
 
 import torch

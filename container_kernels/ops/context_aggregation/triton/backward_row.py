@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Backward of the mix when a head's keys, values and their gradients fit on chip: one program per head.
 
 q, k, v and grad_out are read once. With P recomputed from logsumexp, for each block of queries i

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Backward of the mix for any number of tokens: one kernel by query tiles, then one by key tiles.
 
 The formulas are those of backward_row.py. delta must be complete before any dS exists, and is not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tile shapes and launch parameters, as pure functions of the problem: the same choice every run.
 
 Every choice is a large tile that ptxas compiles for sm_80 and sm_90 without spilling a register and within the 99 KiB

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Forward kernels of the mix: whole softmax rows on chip, or online softmax over key tiles.
 
 Both compute   out_i = alpha Σ_j P_ij v_j + Σ_j affinity_ij v_j + Σ_taps w_tap v_(i+tap) + bias

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The moves that the forward and backward kernels of the mix share.
 
 Shapes: B batch, N tokens, M heads, D = HEAD_DIM channels of a head, padded to BLOCK_D on chip.

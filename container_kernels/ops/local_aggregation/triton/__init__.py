@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The Triton backend of the depthwise operation: launches."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Weight and bias gradient of the depthwise operation: all taps of a tile are summed in one reading."""
 
 import triton

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tile shapes and launch parameters, as pure functions of the problem: the same choice every run."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Depthwise cross-correlation, channels last: rows slide through registers."""
 
 import triton

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How the depthwise kernels walk images.
 
 A program owns a (COLUMNS, CHANNELS) tile: columns of all images side by side (column = image * width + x), so that

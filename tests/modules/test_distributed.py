@@ -1,0 +1,48 @@
+"""DDP and FSDP2, two gloo processes: the gradients are those of one process with the whole batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from container_kernels import ContainerBlock
+
+WORLD = 2
+
+
+def make_block():
+    torch.manual_seed(0)
+    # A norm within each sample, so that splitting the batch changes nothing.
+    return ContainerBlock(16, 2, norm_layer=lambda dim: nn.GroupNorm(4, dim))
+
+
+def gradients(block, parameters, x):
+    block(x).square().mean().backward()
+    return {name: parameter.grad for name, parameter in parameters}
+
+
+def check_rank(rank, wrapper, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    try:
+        torch.manual_seed(1)
+        x = torch.randn(4, 16, 5, 3)
+        expected = gradients(whole := make_block(), list(whole.named_parameters()), x)
+        block = make_block()
+        if wrapper == "ddp":
+            parallel = DistributedDataParallel(block)
+        else:
+            parallel = fully_shard(block, mesh=dist.init_device_mesh("cpu", (WORLD,)))
+        grads = gradients(parallel, list(block.named_parameters()), x.chunk(WORLD)[rank])
+        for name, grad in grads.items():
+            full = grad.full_tensor() if wrapper == "fsdp2" else grad
+            torch.testing.assert_close(full, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_gradients_are_those_of_the_whole_batch(wrapper, tmp_path):
+    mp.spawn(check_rank, args=(wrapper, tmp_path / "store"), nprocs=WORLD)
