@@ -1,0 +1,54 @@
+"""Every branch of the Triton mix: whole rows or online softmax, one tile or many, whatever the launch rules pick."""
+
+import pytest
+import torch
+from backends import DEVICES
+from test_context_aggregation_numerics import run, summed_by_mixing_weights
+
+from container_kernels import context_aggregation
+from container_kernels.ops.context_aggregation.triton import config
+from container_kernels.ops.context_aggregation.triton.config import BackwardConfig, ForwardConfig, MixConfig
+from container_kernels.testing import MixCase, assert_within_budget, eager_context_aggregation, poisoned_outputs
+
+# 49 tokens: four tiles of 16, the last with one token; head_dim and tokens are both padded.
+CASES = [
+    MixCase(batch=1, height=7, width=7, head_dim=20, kernel=(3, 3), dense=True),
+    MixCase(batch=1, height=7, width=7, head_dim=32, kernel=None),
+]
+SMALL = MixConfig(16, 16, 4, 1)
+TILINGS = {
+    "whole row": (ForwardConfig(16, 64, 4, 1, whole_row=True), BackwardConfig(row=MixConfig(16, 64, 4, 1))),
+    "tiles": (ForwardConfig(16, 16, 4, 1, whole_row=False), BackwardConfig(query=SMALL, key=SMALL)),
+    "oblong tiles": (
+        ForwardConfig(32, 16, 4, 1, whole_row=False),
+        BackwardConfig(query=MixConfig(32, 16, 4, 1), key=MixConfig(16, 32, 4, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_every_tiling_matches_float64(monkeypatch, tiling, dtype, case):
+    forward, backward = TILINGS[tiling]
+    monkeypatch.setattr(config, "forward_config", lambda *_: forward)
+    monkeypatch.setattr(config, "backward_config", lambda *_: backward)
+    inputs = case.make(dtype, DEVICES["triton"], grad=True)
+    exact, exact_grads = run(context_aggregation, inputs.double(), backend="reference")
+    eager, eager_grads = run(eager_context_aggregation, inputs.clone())
+    with poisoned_outputs():
+        out, grads = run(context_aggregation, inputs, backend="triton")
+    assert_within_budget("out", out, eager, exact)
+    terms = summed_by_mixing_weights(inputs.double(), exact)
+    for name in exact_grads:
+        assert_within_budget(name, grads[name], eager_grads[name], exact_grads[name], summed=terms.get(name))
+
+
+def test_launch_rules_reach_both_kernels():
+    """What the tests above force is also what users get: short rows whole, long ones and float32 in tiles."""
+    assert config.forward_config(49, 32, torch.bfloat16).whole_row
+    assert config.forward_config(196, 32, torch.bfloat16).whole_row
+    assert not config.forward_config(784, 32, torch.bfloat16).whole_row
+    assert not config.forward_config(49, 32, torch.float32).whole_row
+    assert config.backward_config(196, 32, torch.float16).row is not None
+    assert config.backward_config(784, 32, torch.float16).row is None
