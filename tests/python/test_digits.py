@@ -1,6 +1,5 @@
 """The run without data: `container_tiny` learns handwritten digits."""
 
-import pytest
 import train
 
 
@@ -14,7 +13,6 @@ def test_digits_start(tmp_path, capsys):
     assert run.options.model == "container_tiny" and len(run.history) == 1
 
 
-@pytest.mark.slow
 def test_digits_are_learned(tmp_path):
     run = train.main(["--output-dir", str(tmp_path)])
     assert run.history[-1]["val_top1"] >= 97
