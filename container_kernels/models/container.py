@@ -141,7 +141,6 @@ class Container(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.grad_checkpointing = False
         drop_paths = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         self.feature_info = []
         blocks = []
@@ -204,7 +203,6 @@ class Container(nn.Module):
 
         As everywhere in timm, batch norms then update their running statistics twice a step.
         """
-        self.grad_checkpointing = enable
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
