@@ -183,7 +183,7 @@ def cpu_steps(
     """
     compilations = []
     for level in levels:
-        for source in sorted(SOURCES.rglob("*.cpp")):
+        for source in sorted([SOURCES / "bindings_cpu.cpp", *SOURCES.glob("**/cpu/*.cpp")]):
             is_kernel = source.name.endswith("_kernel.cpp")
             if not is_kernel and level != "baseline":
                 continue

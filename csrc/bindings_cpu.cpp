@@ -6,9 +6,9 @@
 
 #include <array>
 
-#include "common/isa.h"
-#include "context_aggregation/params.h"
-#include "local_aggregation/params.h"
+#include "cpu/isa.h"
+#include "context_aggregation/cpu/kernels.h"
+#include "local_aggregation/cpu/kernels.h"
 
 namespace py = pybind11;
 
@@ -29,30 +29,26 @@ ck::Image image(Pointer address, const Strides& strides) {
     return {pointer(address), strides[0], strides[1], strides[2]};
 }
 
-// (B, N, M, D), (H, W, kh, kw), scale, threads.
-ck::MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
-                       int threads) {
-    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1], grid[2],
-            grid[3],  scale,    threads};
+// (B, N, M, D), (H, W, kh, kw), scale.
+ck::MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale) {
+    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1], grid[2], grid[3], scale};
 }
 
-// (B, H, W, C), (kh, kw), threads.
-ck::DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
-                                   int threads) {
+// (B, H, W, C), (kh, kw).
+ck::DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel) {
     return {sizes[0],
             static_cast<int>(sizes[1]),
             static_cast<int>(sizes[2]),
             static_cast<int>(sizes[3]),
             kernel[0],
-            kernel[1],
-            threads};
+            kernel[1]};
 }
 
 void mix_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
                  int threads, Pointer q, const Strides& q_strides, Pointer k, const Strides& k_strides,
                  Pointer v, const Strides& v_strides, Pointer alpha, Pointer local_weight, Pointer local_bias,
                  Pointer affinity, Pointer out, const Strides& out_strides, Pointer logsumexp) {
-    const ck::MixForward params{mix_shape(sizes, grid, scale, threads),
+    const ck::MixForward params{mix_shape(sizes, grid, scale),
                                 tokens(q, q_strides),
                                 tokens(k, k_strides),
                                 tokens(v, v_strides),
@@ -62,7 +58,7 @@ void mix_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::arra
                                 pointer(affinity),
                                 tokens(out, out_strides),
                                 pointer(logsumexp)};
-    ck::mix_forward(params, static_cast<ck::DType>(dtype));
+    ck::mix_forward(params, static_cast<ck::DType>(dtype), threads);
 }
 
 void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid,
@@ -72,7 +68,7 @@ void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::arr
                   Pointer logsumexp, Pointer grad_q, const Strides& grad_q_strides, Pointer grad_k,
                   const Strides& grad_k_strides, Pointer grad_v, const Strides& grad_v_strides,
                   Pointer grad_alpha) {
-    const ck::MixBackward params{mix_shape(sizes, grid, scale, threads),
+    const ck::MixBackward params{mix_shape(sizes, grid, scale),
                                  tokens(grad_out, grad_out_strides),
                                  tokens(q, q_strides),
                                  tokens(k, k_strides),
@@ -85,25 +81,25 @@ void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::arr
                                  tokens(grad_k, grad_k_strides),
                                  tokens(grad_v, grad_v_strides),
                                  pointer(grad_alpha)};
-    ck::mix_backward(params, static_cast<ck::DType>(dtype));
+    ck::mix_backward(params, static_cast<ck::DType>(dtype), threads);
 }
 
 void depthwise_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
                        int threads, Pointer x, const Strides& x_strides, Pointer weight, Pointer bias,
                        Pointer out, const Strides& out_strides) {
-    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel, threads), image(x, x_strides),
+    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides),
                                       pointer(weight), pointer(bias), image(out, out_strides)};
-    ck::depthwise_forward(params, static_cast<ck::DType>(dtype));
+    ck::depthwise_forward(params, static_cast<ck::DType>(dtype), threads);
 }
 
 void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes,
                                const std::array<int, 2>& kernel, int threads, Pointer grad_out,
                                const Strides& grad_out_strides, Pointer x, const Strides& x_strides,
                                Pointer grad_weight, Pointer grad_bias) {
-    const ck::DepthwiseBackwardWeight params{depthwise_shape(sizes, kernel, threads),
+    const ck::DepthwiseBackwardWeight params{depthwise_shape(sizes, kernel),
                                              image(grad_out, grad_out_strides), image(x, x_strides),
                                              pointer(grad_weight), pointer(grad_bias)};
-    ck::depthwise_backward_weight(params, static_cast<ck::DType>(dtype));
+    ck::depthwise_backward_weight(params, static_cast<ck::DType>(dtype), threads);
 }
 
 }  // namespace

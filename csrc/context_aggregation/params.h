@@ -4,7 +4,6 @@
 // logsumexp and grad_alpha are contiguous and of the accumulation type.
 #pragma once
 
-#include "common/isa.h"
 #include "common/types.h"
 
 namespace ck {
@@ -25,7 +24,6 @@ struct MixShape {
     // The grid of the tokens and the window of the local weight.
     int height, width, kernel_height, kernel_width;
     double scale;
-    int threads;
 };
 
 struct MixForward {
@@ -49,11 +47,5 @@ struct MixBackward {
     Tokens grad_q, grad_k, grad_v;  // written
     void* grad_alpha;               // (M,)
 };
-
-void mix_forward(const MixForward& params, DType dtype);
-void mix_backward(const MixBackward& params, DType dtype);
-
-CK_DECLARE_FOR_EACH_ISA(void mix_forward(const MixForward& params, DType dtype))
-CK_DECLARE_FOR_EACH_ISA(void mix_backward(const MixBackward& params, DType dtype))
 
 }  // namespace ck

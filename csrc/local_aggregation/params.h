@@ -4,7 +4,6 @@
 // accumulation type.
 #pragma once
 
-#include "common/isa.h"
 #include "common/types.h"
 
 namespace ck {
@@ -22,7 +21,6 @@ struct Image {
 struct DepthwiseShape {
     int64_t batch;
     int height, width, channels, kernel_height, kernel_width;
-    int threads;
 };
 
 struct DepthwiseForward {
@@ -39,11 +37,5 @@ struct DepthwiseBackwardWeight {
     void* grad_weight;  // (C, kh, kw), written
     void* grad_bias;    // (C,), written
 };
-
-void depthwise_forward(const DepthwiseForward& params, DType dtype);
-void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype);
-
-CK_DECLARE_FOR_EACH_ISA(void depthwise_forward(const DepthwiseForward& params, DType dtype))
-CK_DECLARE_FOR_EACH_ISA(void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype))
 
 }  // namespace ck

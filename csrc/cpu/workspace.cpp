@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "common/workspace.h"
+#include "cpu/workspace.h"
 
 #include <cstdlib>
 #include <memory>

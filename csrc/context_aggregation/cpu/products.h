@@ -6,7 +6,7 @@
 // of multiply_keys are transposed.
 #pragma once
 
-#include "common/pack.h"
+#include "cpu/pack.h"
 
 namespace ck::CK_ISA {
 

@@ -2,11 +2,11 @@
 // Weight and bias gradient of the depthwise operation. A task adds up a run of rows of the batch for all
 // channels, one row of the kernel at a time in registers; the tasks' sums are then added in order. The runs
 // depend on the shape alone, so the result does not depend on the threads.
-#include "common/convert.h"
-#include "common/parallel.h"
-#include "common/workspace.h"
-#include "local_aggregation/params.h"
-#include "local_aggregation/window.h"
+#include "cpu/convert.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+#include "local_aggregation/cpu/kernels.h"
+#include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -124,7 +124,7 @@ void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t 
 }
 
 template <class T>
-void backward_weight(const DepthwiseBackwardWeight& params) {
+void backward_weight(const DepthwiseBackwardWeight& params, int threads) {
     using A = Accumulator<T>;
     const DepthwiseShape& shape = params.shape;
     const int taps = shape.kernel_height * shape.kernel_width;
@@ -134,7 +134,7 @@ void backward_weight(const DepthwiseBackwardWeight& params) {
     const int64_t fitting = kTaskBytes / row_bytes, least = ceil_div(kLeastPixels, shape.width);
     const int64_t task_rows = fitting > least ? fitting : least, tasks = ceil_div(rows, task_rows);
     A* sums = static_cast<A*>(workspace(tasks * sums_count * sizeof(A)));
-    parallel_for(shape.threads, tasks, [&](int64_t index, int) {
+    parallel_for(threads, tasks, [&](int64_t index, int) {
         const int64_t begin = index * task_rows, end = rows - begin < task_rows ? rows : begin + task_rows;
         A* target = sums + index * sums_count;
         switch (shape.kernel_width) {
@@ -150,7 +150,7 @@ void backward_weight(const DepthwiseBackwardWeight& params) {
     });
     A* grad_weight = static_cast<A*>(params.grad_weight);
     A* grad_bias = static_cast<A*>(params.grad_bias);
-    parallel_for(shape.threads, stride / kLanes<A>, [&](int64_t index, int) {
+    parallel_for(threads, stride / kLanes<A>, [&](int64_t index, int) {
         const int64_t first = index * kLanes<A>;
         for (int tap = 0; tap <= taps; ++tap) {
             Vec<A> total = {};
@@ -168,16 +168,16 @@ void backward_weight(const DepthwiseBackwardWeight& params) {
 
 }  // namespace
 
-void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype) {
+void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
-            return backward_weight<float>(params);
+            return backward_weight<float>(params, threads);
         case DType::float64:
-            return backward_weight<double>(params);
+            return backward_weight<double>(params, threads);
         case DType::bfloat16:
-            return backward_weight<BFloat16>(params);
+            return backward_weight<BFloat16>(params, threads);
         case DType::float16:
-            return backward_weight<Half>(params);
+            return backward_weight<Half>(params, threads);
     }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // A block of the output, kColumns pixels by a few vectors of channels, stays in registers while the rows of
 // its window pass by.
-#include "common/pack.h"
-#include "local_aggregation/window.h"
+#include "cpu/pack.h"
+#include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {

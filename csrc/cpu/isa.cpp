@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "common/isa.h"
+#include "cpu/isa.h"
 
 #include <atomic>
 #include <stdexcept>

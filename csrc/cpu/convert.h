@@ -3,7 +3,7 @@
 // rounded to nearest, ties to even; NaN stays NaN.
 #pragma once
 
-#include "common/simd.h"
+#include "cpu/simd.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>

@@ -2,7 +2,7 @@
 // Copies rows of a strided tensor into aligned buffers of the accumulation type, as they are or transposed.
 #pragma once
 
-#include "common/convert.h"
+#include "cpu/convert.h"
 
 namespace ck::CK_ISA {
 

@@ -3,12 +3,12 @@
 // and score gradients, over all keys, fit into the second-level cache: the softmax row term is then a sum
 // over numbers at hand. The tasks of a head add up grad_k and grad_v of all keys; how many tasks share a head
 // depends on the shape alone, so the sums are the same for any number of threads.
-#include "common/exp2.h"
-#include "common/parallel.h"
-#include "common/workspace.h"
-#include "context_aggregation/params.h"
-#include "context_aggregation/products.h"
-#include "local_aggregation/window.h"
+#include "cpu/exp2.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+#include "context_aggregation/cpu/kernels.h"
+#include "context_aggregation/cpu/products.h"
+#include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -32,7 +32,7 @@ struct Tiling {
     int64_t queries;  // per task
     int64_t tasks_per_head;
 
-    explicit Tiling(const MixShape& shape) {
+    explicit Tiling(const MixShape& shape, int threads) {
         constexpr int L = kLanes<A>;
         const int64_t tokens = shape.tokens;
         dim = round_up(shape.head_dim, L);
@@ -249,25 +249,25 @@ struct BackwardTask {
 };
 
 template <class T>
-void backward(const MixBackward& params) {
+void backward(const MixBackward& params, int threads) {
     using A = Accumulator<T>;
     const MixShape& shape = params.shape;
-    const Tiling<A> tiling(shape);
+    const Tiling<A> tiling(shape, threads);
     const int64_t shares = tiling.tasks_per_head, pairs = shape.batch * shape.heads, tasks = pairs * shares;
     const int taps = shape.kernel_height * shape.kernel_width;
 
     // One pair of sums per thread, unless several tasks share a head: then one per task.
-    const int64_t sums_count = 2 * tiling.keys * tiling.dim, sums_slots = shares > 1 ? tasks : shape.threads;
+    const int64_t sums_count = 2 * tiling.keys * tiling.dim, sums_slots = shares > 1 ? tasks : threads;
     const int64_t weight_count = params.local_weight ? shape.heads * taps * tiling.dim : 0;
     const int64_t scratch_count = Scratch<A>{}.assign(nullptr, tiling);
-    const int64_t elements = sums_slots * sums_count + weight_count + shape.threads * scratch_count;
+    const int64_t elements = sums_slots * sums_count + weight_count + threads * scratch_count;
     A* all_sums = static_cast<A*>(workspace(elements * sizeof(A) + tasks * sizeof(double)));
     A* window_weight = all_sums + sums_slots * sums_count;
     A* all_scratch = window_weight + weight_count;
-    double* grad_alpha = reinterpret_cast<double*>(all_scratch + shape.threads * scratch_count);
+    double* grad_alpha = reinterpret_cast<double*>(all_scratch + threads * scratch_count);
 
     if (params.local_weight) {
-        parallel_for(shape.threads, shape.heads, [&](int64_t head, int) {
+        parallel_for(threads, shape.heads, [&](int64_t head, int) {
             pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps,
                                shape.head_dim, taps, true, window_weight + head * taps * tiling.dim,
                                tiling.dim);
@@ -287,14 +287,14 @@ void backward(const MixBackward& params) {
     const auto weight_of = [&](int64_t head) -> const A* {
         return params.local_weight ? window_weight + head * taps * tiling.dim : nullptr;
     };
-    parallel_for(shape.threads, tasks, [&](int64_t index, int thread) {
+    parallel_for(threads, tasks, [&](int64_t index, int thread) {
         BackwardTask<T> task = make_task(index / shares, index, thread);
         const int64_t begin = index % shares * tiling.queries, left = shape.tokens - begin;
         task.run(begin, begin + (left < tiling.queries ? left : tiling.queries));
         if (shares == 1) task.finish(weight_of(task.head));
     });
     if (shares > 1) {
-        parallel_for(shape.threads, pairs, [&](int64_t pair, int thread) {
+        parallel_for(threads, pairs, [&](int64_t pair, int thread) {
             BackwardTask<T> task = make_task(pair, pair * shares, thread);
             A* total = task.sums.grad_k;
             for (int64_t share = 1; share < shares; ++share) {
@@ -315,16 +315,16 @@ void backward(const MixBackward& params) {
 
 }  // namespace
 
-void mix_backward(const MixBackward& params, DType dtype) {
+void mix_backward(const MixBackward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
-            return backward<float>(params);
+            return backward<float>(params, threads);
         case DType::float64:
-            return backward<double>(params);
+            return backward<double>(params, threads);
         case DType::bfloat16:
-            return backward<BFloat16>(params);
+            return backward<BFloat16>(params, threads);
         case DType::float16:
-            return backward<Half>(params);
+            return backward<Half>(params, threads);
     }
 }
 

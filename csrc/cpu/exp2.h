@@ -2,7 +2,7 @@
 // 2^x of vectors.
 #pragma once
 
-#include "common/simd.h"
+#include "cpu/simd.h"
 
 namespace ck::CK_ISA {
 

@@ -3,12 +3,12 @@
 // stay close to the first-level cache, with all its queries for each (online softmax), so no more than kRows
 // rows of scores of one tile ever exist. The dense term is added up in the same walk, the local term when the
 // rows are stored.
-#include "common/exp2.h"
-#include "common/parallel.h"
-#include "common/workspace.h"
-#include "context_aggregation/params.h"
-#include "context_aggregation/products.h"
-#include "local_aggregation/window.h"
+#include "cpu/exp2.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+#include "context_aggregation/cpu/kernels.h"
+#include "context_aggregation/cpu/products.h"
+#include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -30,7 +30,7 @@ struct Tiling {
     int64_t keys;     // per tile, a multiple of the lanes
     int64_t tasks_per_head;
 
-    explicit Tiling(const MixShape& shape) {
+    explicit Tiling(const MixShape& shape, int threads) {
         constexpr int L = kLanes<A>;
         dim = round_up(shape.head_dim, L);
         const int64_t fitting = kTileBytes / (2 * dim * static_cast<int64_t>(sizeof(A)));
@@ -38,7 +38,7 @@ struct Tiling {
         keys = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_keys)), L);
         // The results of a row do not depend on the rows it shares a task with, so this may follow the
         // threads.
-        const int64_t wanted = ceil_div(kTasksPerThread * shape.threads, shape.batch * shape.heads);
+        const int64_t wanted = ceil_div(kTasksPerThread * threads, shape.batch * shape.heads);
         const int64_t share = ceil_div(shape.tokens, wanted);
         const int64_t limited = share < kLeastQueries  ? kLeastQueries
                                 : share > kMostQueries ? kMostQueries
@@ -232,25 +232,25 @@ struct ForwardTask {
 };
 
 template <class T>
-void forward(const MixForward& params) {
+void forward(const MixForward& params, int threads) {
     using A = Accumulator<T>;
     const MixShape& shape = params.shape;
-    const Tiling<A> tiling(shape);
+    const Tiling<A> tiling(shape, threads);
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t weight_count = params.local_weight ? shape.heads * taps * tiling.dim : 0;
     const bool has_dense = params.affinity != nullptr;
     const int64_t scratch_count = Scratch<A>{}.assign(nullptr, tiling, has_dense);
-    A* memory = static_cast<A*>(workspace((weight_count + scratch_count * shape.threads) * sizeof(A)));
+    A* memory = static_cast<A*>(workspace((weight_count + scratch_count * threads) * sizeof(A)));
     A* window_weight = params.local_weight ? memory : nullptr;
     if (window_weight) {
-        parallel_for(shape.threads, shape.heads, [&](int64_t head, int) {
+        parallel_for(threads, shape.heads, [&](int64_t head, int) {
             pack_window_weight(static_cast<const A*>(params.local_weight) + head * shape.head_dim * taps,
                                shape.head_dim, taps, false, window_weight + head * taps * tiling.dim,
                                tiling.dim);
         });
     }
     const int64_t tasks = shape.batch * shape.heads * tiling.tasks_per_head;
-    parallel_for(shape.threads, tasks, [&](int64_t index, int thread) {
+    parallel_for(threads, tasks, [&](int64_t index, int thread) {
         const int64_t pair = index / tiling.tasks_per_head;
         const int64_t begin = index % tiling.tasks_per_head * tiling.queries;
         const int64_t left = shape.tokens - begin;
@@ -269,16 +269,16 @@ void forward(const MixForward& params) {
 
 }  // namespace
 
-void mix_forward(const MixForward& params, DType dtype) {
+void mix_forward(const MixForward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
-            return forward<float>(params);
+            return forward<float>(params, threads);
         case DType::float64:
-            return forward<double>(params);
+            return forward<double>(params, threads);
         case DType::bfloat16:
-            return forward<BFloat16>(params);
+            return forward<BFloat16>(params, threads);
         case DType::float16:
-            return forward<Half>(params);
+            return forward<Half>(params, threads);
     }
 }
 

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// The CPU kernels, on at most `threads` threads; the result does not depend on their number.
+#pragma once
+
+#include "cpu/isa.h"
+#include "local_aggregation/params.h"
+
+namespace ck {
+
+void depthwise_forward(const DepthwiseForward& params, DType dtype, int threads);
+void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads);
+
+CK_DECLARE_FOR_EACH_ISA(void depthwise_forward(const DepthwiseForward& params, DType dtype, int threads))
+CK_DECLARE_FOR_EACH_ISA(void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads))
+
+}  // namespace ck
