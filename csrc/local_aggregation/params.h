@@ -31,6 +31,12 @@ struct DepthwiseForward {
     Image out;           // written
 };
 
+// Of the output as it was written, rounded to its type: what the norm that follows needs.
+struct ChannelStatistics {
+    void* sum;         // (C,), written; both null: not wanted
+    void* square_sum;  // (C,), written
+};
+
 struct DepthwiseBackwardWeight {
     DepthwiseShape shape;
     Image grad_out, x;  // read
