@@ -48,4 +48,9 @@ struct MixBackward {
     void* grad_alpha;               // (M,)
 };
 
+struct LocalGradient {
+    void* weight;  // (M * D, kh, kw), float32, written
+    void* bias;    // (M * D,)
+};
+
 }  // namespace ck
