@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The compiled modules, imported once, and the record of their build. Importing this never raises.
 
-`cpu` is the module of the CPU kernels, or None; then `why_no_cpu` says why, else it is None.
+`cpu` is the module of the CPU kernels, or None; then `why_no_cpu` says why, else it is None. The same for `cuda` and
+`why_no_cuda`, the CUDA kernels: the module is there on machines without a GPU too. `load_cuda_host` builds the CUDA
+kernels for this machine's processor, for tests.
 """
 
+import functools
+import importlib.util
+import subprocess
 import sys
 import sysconfig
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,14 +34,14 @@ def _read_build_record() -> dict[str, Any]:
     return _build_info.RECORD
 
 
-def _import_cpu() -> tuple[ModuleType | None, str | None]:
-    """The CPU module and None, or None and the reason."""
+def _import(name: str) -> tuple[ModuleType | None, str | None]:
+    """The module `name` ("cpu", "cuda") and None, or None and the reason."""
     try:
         # Unlike `from … import`, this names the module that is missing on every Python.
-        module = import_module(f"{__package__}._C_cpu")
+        module = import_module(f"{__package__}._C_{name}")
     # Not ImportError alone: the module's own initialization may raise anything.
     except Exception as error:
-        return None, f"{error}; {_about_build('cpu')}"
+        return None, f"{error}; {_about_build(name)}"
     return module, None
 
 
@@ -50,5 +56,27 @@ def _about_build(module: str) -> str:
     return f"the build said: {build_record[module]['reason']}"
 
 
+@functools.cache
+def load_cuda_host() -> ModuleType:
+    """The CUDA kernels as C++ for this machine's processor: built, as far as it is out of date, and imported.
+
+    Raises:
+        RuntimeError: there is no source checkout around the package, or the build failed; the text says why.
+    """
+    setup = Path(__file__).resolve().parent.parent / "setup.py"
+    if not (setup.exists() and (setup.parent / "csrc" / "host").exists()):
+        raise RuntimeError(f"running the CUDA kernels on the host needs a source checkout, found no {setup} and csrc")
+    command = [sys.executable, setup.name, "--quiet", "build_cuda_host"]
+    done = subprocess.run(command, cwd=setup.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the CUDA kernels could not be built for the host: {' '.join(command)}\n{done.stderr}")
+    path = done.stdout.splitlines()[-1]
+    spec = importlib.util.spec_from_file_location("_C_cuda_host", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 build_record = _read_build_record()
-cpu, why_no_cpu = _import_cpu()
+cpu, why_no_cpu = _import("cpu")
+cuda, why_no_cuda = _import("cuda")

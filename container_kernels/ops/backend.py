@@ -6,7 +6,7 @@
     CONTAINER_KERNELS_BACKEND=...    the process
 
 A backend that is asked for, in any of these ways, serves or raises; it never falls back. Without a request the
-first of `PREFERENCE` for the tensor's device that can serve is taken, in the end "reference".
+table in `preference` says which ones to try; in the end "reference" serves.
 """
 
 import importlib.util
@@ -17,21 +17,21 @@ import torch
 from torch import Tensor
 
 from .. import _env, _extension
+from . import preference
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
-# The interpreter ("triton" on CPU tensors) is for tests: it is only ever used when asked for.
-PREFERENCE = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
-
 # Device types each compiled backend registers its operators for.
-DEVICE_TYPES = {"triton": ("cuda", "cpu"), "cpu": ("cpu",)}
+DEVICE_TYPES = {"cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu"), "cpu": ("cpu",)}
 
 _VARIABLE = "CONTAINER_KERNELS_BACKEND"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = _env.flag("TRITON_INTERPRET")
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_CAPABILITY = (8, 0)
 
 _requested: str | None = None
+_cuda_on_host = False
 
 
 @contextmanager
@@ -53,12 +53,24 @@ def use_backend(name: str | None):
         _requested = previous
 
 
-def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Tensor, *facts) -> str:
+@contextmanager
+def cuda_on_host():
+    """Inside the `with` block "cuda" takes CPU tensors; see `container_kernels.testing.run_cuda_on_host`."""
+    global _cuda_on_host
+    previous, _cuda_on_host = _cuda_on_host, True
+    try:
+        yield
+    finally:
+        _cuda_on_host = previous
+
+
+def choose(op: str, requested: str | None, why_not: Callable[..., str | None], tensor: Tensor, *facts) -> str:
     """The backend that serves this call; under `torch.export` always "reference".
 
     An exported program must run without this package, so it gets plain PyTorch operators.
 
     Args:
+        op: the name of the op's folder, for the table in `preference`.
         requested: the op's `backend=` argument.
         why_not: `why_not(name, tensor, *facts)` is None when backend `name` can serve, else the reason.
 
@@ -75,7 +87,7 @@ def choose(requested: str | None, why_not: Callable[..., str | None], tensor: Te
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
         return name
-    for name in PREFERENCE.get(tensor.device.type, ()):
+    for name in preference.order(op, tensor):
         if why_not(name, tensor, *facts) is None:
             return name
     return "reference"
@@ -88,16 +100,21 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
         return None
     if _under_transform():
         return "torch.func transforms and forward-mode derivatives need plain PyTorch operators"
-    if name == "cuda":
-        return _why_not_cuda()
     if name == "cpu":
         if device_type != "cpu":
             return f"it takes CPU tensors, got a tensor on {tensor.device}"
         return _extension.why_no_cpu
-    if not _TRITON_INSTALLED:
+    if name == "triton" and not _TRITON_INSTALLED:
         return "the package triton is not installed (it comes with torch on Linux: pip install triton)"
-    if tensor.dtype == torch.float64:
-        return "it takes float32, bfloat16 and float16, got float64"
+    if tensor.dtype not in _GPU_DTYPES:
+        return f"it takes float32, bfloat16 and float16, got {str(tensor.dtype).removeprefix('torch.')}"
+    if name == "cuda":
+        if device_type == "cuda":
+            return _extension.why_no_cuda or _why_not_cuda_on(tensor.device)
+        if device_type == "cpu" and _cuda_on_host:
+            return None
+        only = "CPU tensors only inside container_kernels.testing.run_cuda_on_host()"
+        return f"it takes CUDA tensors ({only}), got {device_type}"
     if device_type == "cuda":
         return _why_not_triton_on(tensor.device)
     if device_type == "cpu" and _TRITON_INTERPRETED:
@@ -111,20 +128,29 @@ def usable_backends() -> dict[str, str | None]:
         triton = why_not_here("triton", torch.empty(0))
     else:
         triton = None if _TRITON_INTERPRETED else _why_not_triton_on(torch.device("cuda"))
-    return {"cuda": _why_not_cuda(), "triton": triton, "cpu": _extension.why_no_cpu, "reference": None}
-
-
-def _why_not_cuda() -> str | None:
-    return "this version has no CUDA C++ kernels"
+    cuda = _extension.why_no_cuda or _why_not_cuda_on(torch.device("cuda"))
+    return {"cuda": cuda, "triton": triton, "cpu": _extension.why_no_cpu, "reference": None}
 
 
 def _under_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-# A device's capability never changes: compiled code may keep the answer.
+# What a device can do never changes: compiled code may keep the answers.
 @torch.compiler.assume_constant_result
 def _why_not_triton_on(device: torch.device) -> str | None:
+    return _why_not_gpu(device)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_cuda_on(device: torch.device) -> str | None:
+    reason = _why_not_gpu(device)
+    if reason is not None:
+        return reason
+    return _extension.cuda.why_not(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _why_not_gpu(device: torch.device) -> str | None:
     if not torch.cuda.is_available():  # a fake tensor, or one that is only described
         return "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability(device)

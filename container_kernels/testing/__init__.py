@@ -3,6 +3,7 @@
 
 from ..ops.library import poisoned_outputs
 from .budget import assert_within_budget
+from .cuda_host import run_cuda_on_host
 from .eager import eager_context_aggregation, eager_local_aggregation
 from .inputs import MixCase, MixInputs
 
@@ -13,4 +14,5 @@ __all__ = [
     "eager_context_aggregation",
     "eager_local_aggregation",
     "poisoned_outputs",
+    "run_cuda_on_host",
 ]

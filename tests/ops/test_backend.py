@@ -17,7 +17,7 @@ V = torch.randn(1, 4, 2, 8)
 
 
 def ran(tensor=V, backend=None):
-    return choose(backend, why_not, tensor, True)
+    return choose("context_aggregation", backend, why_not, tensor, True, False)
 
 
 def test_automatic_choice():
@@ -26,7 +26,7 @@ def test_automatic_choice():
     assert ran(V.to("meta")) == "reference"
     wide = torch.randn(1, 4, 1, 300)
     assert ran(wide) == "reference"  # head_dim over the attention kernels' limit
-    assert choose(None, why_not, wide, False) == "cpu"  # which static terms do not have
+    assert choose("context_aggregation", None, why_not, wide, False, False) == "cpu"  # which static terms do not have
 
 
 def test_automatic_choice_serves_transforms():
@@ -106,7 +106,9 @@ def test_unknown_name(ask, monkeypatch):
 @pytest.mark.parametrize(
     ("backend", "tensor", "reason"),
     [
-        ("cuda", V, "this version has no CUDA C"),
+        ("cuda", V, r"it takes CUDA tensors \(CPU tensors only inside container_kernels\.testing\.run_cuda_on_host"),
+        ("cuda", V.double(), "it takes float32, bfloat16 and float16, got float64"),
+        ("cuda", torch.randn(1, 4, 1, 129), "it takes head_dim up to 128, got 129"),
         ("triton", V.double(), "it takes float32, bfloat16 and float16, got float64"),
         ("triton", V.to("meta"), "it takes CUDA tensors .* got meta"),
         ("triton", torch.randn(1, 4, 1, 257), "it takes head_dim up to 256, got 257"),

@@ -75,7 +75,8 @@ def context_aggregation(
 def _context_aggregation(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend) -> Tensor:
     head_dim = v.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
-    chosen = choose(backend, why_not, v, q is not None)
+    op = "local_aggregation" if q is None else "context_aggregation"
+    chosen = choose(op, backend, why_not, v, q is not None, affinity is not None)
     if chosen == "reference":
         return context_aggregation_reference(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE, refuse_double_backward
 from ..local_aggregation.autograd import local_weight_gradient
-from . import schema  # noqa: F401 - defines the operators differentiated here
+from .schema import WITH_LOCAL_GRADIENT
 
 
 def mix_forward(
@@ -43,15 +43,21 @@ def _register(backend: str) -> None:
     def backward(ctx, grad_out, _):
         q, k, v, alpha, local_weight, affinity, logsumexp = ctx.saved_tensors
         height, width, scale = ctx.geometry
-        operator = getattr(torch.ops.container_kernels, f"mix_bwd_{backend}")
-        grads = operator(grad_out, q, k, v, alpha, local_weight, affinity, logsumexp, height, width, scale)
         need_weight, need_bias, need_affinity = ctx.needs_input_grad[4:7]
         grad_weight = grad_bias = grad_affinity = None
-        if need_weight or need_bias:
-            grid = (height, width)
-            grad_weight, grad_bias = local_weight_gradient(
-                backend, as_image(grad_out, grid), as_image(v, grid), *local_weight.shape[1:]
+        if (need_weight or need_bias) and backend in WITH_LOCAL_GRADIENT:
+            operator = getattr(torch.ops.container_kernels, f"mix_bwd_local_{backend}")
+            *grads, grad_weight, grad_bias = operator(
+                grad_out, q, k, v, alpha, local_weight, logsumexp, height, width, scale
             )
+        else:
+            operator = getattr(torch.ops.container_kernels, f"mix_bwd_{backend}")
+            grads = operator(grad_out, q, k, v, alpha, local_weight, affinity, logsumexp, height, width, scale)
+            if need_weight or need_bias:
+                grid = (height, width)
+                grad_weight, grad_bias = local_weight_gradient(
+                    backend, as_image(grad_out, grid), as_image(v, grid), *local_weight.shape[1:]
+                )
         if need_affinity:
             grad_affinity = dense_gradient(grad_out, v).to(affinity.dtype)
         return (
@@ -68,6 +74,8 @@ def _register(backend: str) -> None:
         f"{NAMESPACE}::mix_fwd_{backend}", backward, setup_context=setup_context, lib=LIBRARY
     )
     refuse_double_backward(f"mix_bwd_{backend}", backend)
+    if backend in WITH_LOCAL_GRADIENT:
+        refuse_double_backward(f"mix_bwd_local_{backend}", backend)
 
 
 def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""In which order the automatic choice tries the backends: one table, each row with its reason.
+
+The first row that fits a call counts; of its backends the first that can serve is taken, in the end "reference". The
+interpreter ("triton" on CPU tensors) and the CUDA kernels on CPU tensors are for tests: only used when asked for.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Row(NamedTuple):
+    device_type: str
+    # None: any op.
+    op: str | None
+    order: tuple[str, ...]
+    because: str
+    # Of the mix: dtypes and the most tokens it holds for; None: any.
+    dtypes: tuple[torch.dtype, ...] | None = None
+    max_tokens: int | None = None
+
+    @property
+    def condition(self) -> str:
+        """What the row holds for, in words."""
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
+        tokens = f"N <= {self.max_tokens}" if self.max_tokens else ""
+        return "; ".join(filter(None, [f"{self.op or 'any op'} on {self.device_type}", dtypes, tokens]))
+
+
+ROWS = (
+    Row(
+        "cuda",
+        "local_aggregation",
+        ("cuda", "triton"),
+        "prediction: bound by memory, and only these read every row once; k² taps from L1 cannot keep up with it",
+    ),
+    Row(
+        "cuda",
+        "context_aggregation",
+        ("cuda", "triton"),
+        "prediction: a block reads q, k, v once and takes the local term from shared memory, not k² times from cache",
+        dtypes=_HALF,
+        max_tokens=256,
+    ),
+    Row(
+        "cuda",
+        "context_aggregation",
+        ("triton", "cuda"),
+        "prediction: rows this long fill a multiprocessor with one block; tiles of keys leave room for several",
+        dtypes=_HALF,
+    ),
+    Row(
+        "cuda",
+        "context_aggregation",
+        ("triton", "cuda"),
+        "prediction: bound by multiplications, which TF32 (where torch allows it) puts on tensor cores in triton only",
+    ),
+    Row("cpu", None, ("cpu",), "measured: bench/results"),
+)
+
+
+def order(op: str, tensor: Tensor) -> tuple[str, ...]:
+    """The backends to try for `op` on `tensor`: x (B, H, W, C) of "local_aggregation", v (B, N, M, D) of the mix."""
+    for row in ROWS:
+        if (
+            row.device_type == tensor.device.type
+            and row.op in (None, op)
+            and (row.dtypes is None or tensor.dtype in row.dtypes)
+            and (row.max_tokens is None or tensor.shape[1] <= row.max_tokens)
+        ):
+            return row.order
+    return ()

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// What Python passes, as what kernels take: addresses, sizes and strides. The caller has checked them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "context_aggregation/params.h"
+#include "local_aggregation/params.h"
+
+namespace ck::bindings {
+
+// data_ptr() of a tensor; 0 for one that is not given.
+using Pointer = std::uintptr_t;
+// stride() of a tensor of four dimensions, whose last one is 1.
+using Strides = std::array<int64_t, 4>;
+
+inline void* pointer(Pointer address) { return reinterpret_cast<void*>(address); }
+
+inline Tokens tokens(Pointer address, const Strides& strides) {
+    return {pointer(address), strides[0], strides[1], strides[2]};
+}
+
+inline Image image(Pointer address, const Strides& strides) {
+    return {pointer(address), strides[0], strides[1], strides[2]};
+}
+
+// (B, N, M, D), (H, W, kh, kw), scale.
+inline MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale) {
+    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1],
+            grid[2],  grid[3],  scale};
+}
+
+// (B, H, W, C), (kh, kw).
+inline DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel) {
+    return {sizes[0],
+            static_cast<int>(sizes[1]),
+            static_cast<int>(sizes[2]),
+            static_cast<int>(sizes[3]),
+            kernel[0],
+            kernel[1]};
+}
+
+}  // namespace ck::bindings
