@@ -20,8 +20,8 @@ def quoted(command: Command) -> str:
     return shlex.join(map(str, command))
 
 
-def run(command: Command | str) -> str:
-    """What the command (a string: a line of shell) prints.
+def run(command: Command | str, folder: Path | None = None) -> str:
+    """What the command (a string: a line of shell) prints, run in `folder` or here.
 
     Raises:
         CannotBuild: it failed; the text holds the command and its first error lines.
@@ -31,6 +31,7 @@ def run(command: Command | str) -> str:
         done = subprocess.run(
             command,
             shell=isinstance(command, str),
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -17,7 +17,7 @@ MEMORY_PER_JOB = 2 << 30
 
 
 class Step(NamedTuple):
-    """A command, the files it reads and the file it writes."""
+    """A command, the files it reads and the file it writes; names may be relative to the folder it runs in."""
 
     output: Path
     inputs: list[Path]
@@ -42,17 +42,17 @@ def compilation(compiler: Command, source: Path, compiled: Path, log: Path | Non
 
 
 def run_steps(folder: Path, compilations: list[Step], link: Step) -> None:
-    """Run what is out of date; without ninja, run everything. `folder` keeps ninja's notes."""
+    """Run in `folder` what is out of date; without ninja, everything."""
     jobs, ninja = job_count(), find_ninja()
     for step in compilations:
-        step.output.parent.mkdir(parents=True, exist_ok=True)
+        (folder / step.output.parent).mkdir(parents=True, exist_ok=True)
     if ninja:
         _write_ninja(folder / "build.ninja", compilations, link)
         print(run([ninja, "-C", folder, "-j", str(jobs)]))
     else:
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, [step.line for step in compilations]))
-        run(link.line)
+            list(pool.map(lambda step: run(step.line, folder), compilations))
+        run(link.line, folder)
 
 
 @contextmanager

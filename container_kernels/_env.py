@@ -15,7 +15,16 @@ class Variable(NamedTuple):
 
 BUILD_VARIABLES = {
     "CONTAINER_KERNELS_BUILD_EXT": Variable("1", "0 installs without the C++ extension"),
-    "CONTAINER_KERNELS_REQUIRE_EXT": Variable("0", "1 makes an extension that cannot be built an error"),
+    "CONTAINER_KERNELS_BUILD_CUDA": Variable("1", "0 installs without the CUDA module, also where there is nvcc"),
+    "CONTAINER_KERNELS_REQUIRE_EXT": Variable(
+        "0", "1 makes an extension that cannot be built an error (the CUDA module where there is no nvcc is none)"
+    ),
+    "CONTAINER_KERNELS_CUDA_ARCHS": Variable(
+        "80+PTX;90a", "GPUs to compile for: compute capabilities, with +PTX also later ones; or native, this machine's"
+    ),
+    "CONTAINER_KERNELS_NVCC": Variable(
+        "system", "system, or pypi: a copy of nvcc from PyPI (100 MB), for the build alone"
+    ),
     "CXX": Variable(None, "C++ compiler, with arguments if need be; else g++, clang++ or c++ on PATH"),
     "CXXFLAGS": Variable("", "added to every C++ compilation"),
     "LDFLAGS": Variable("", "added to the link"),

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: MIT
+"""What pip calls: setuptools, and nvcc's wheels in the build's environment where CONTAINER_KERNELS_NVCC says so."""
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403 - the hooks that stay as they are
+
+from . import nvcc
+from .project import env
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_nvcc_wheels()]
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_nvcc_wheels()]
+
+
+def _nvcc_wheels() -> list[str]:
+    return nvcc.wheels() if env.value("CONTAINER_KERNELS_NVCC") == "pypi" else []
