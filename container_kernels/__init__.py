@@ -12,7 +12,7 @@ from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
 from .ops.backend import usable_backends, use_backend
 from .ops.context_aggregation import context_aggregation
-from .ops.local_aggregation import local_aggregation
+from .ops.local_aggregation import local_aggregation, local_aggregation_with_statistics
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "LocalAggregation",
     "context_aggregation",
     "local_aggregation",
+    "local_aggregation_with_statistics",
     "models",
     "usable_backends",
     "use_backend",

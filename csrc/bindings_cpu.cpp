@@ -1,48 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Python bindings of the CPU kernels: pointers, sizes and strides in, nothing else. The caller has checked
 // them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-
-#include "cpu/isa.h"
+#include "bindings.h"
 #include "context_aggregation/cpu/kernels.h"
+#include "cpu/isa.h"
 #include "local_aggregation/cpu/kernels.h"
 
 namespace py = pybind11;
+using namespace ck::bindings;
 
 namespace {
-
-// data_ptr() of a tensor; 0 for one that is not given.
-using Pointer = std::uintptr_t;
-// stride() of a tensor of four dimensions, whose last one is 1.
-using Strides = std::array<int64_t, 4>;
-
-void* pointer(Pointer address) { return reinterpret_cast<void*>(address); }
-
-ck::Tokens tokens(Pointer address, const Strides& strides) {
-    return {pointer(address), strides[0], strides[1], strides[2]};
-}
-
-ck::Image image(Pointer address, const Strides& strides) {
-    return {pointer(address), strides[0], strides[1], strides[2]};
-}
-
-// (B, N, M, D), (H, W, kh, kw), scale.
-ck::MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale) {
-    return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1], grid[2], grid[3], scale};
-}
-
-// (B, H, W, C), (kh, kw).
-ck::DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel) {
-    return {sizes[0],
-            static_cast<int>(sizes[1]),
-            static_cast<int>(sizes[2]),
-            static_cast<int>(sizes[3]),
-            kernel[0],
-            kernel[1]};
-}
 
 void mix_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale,
                  int threads, Pointer q, const Strides& q_strides, Pointer k, const Strides& k_strides,
@@ -86,10 +53,12 @@ void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::arr
 
 void depthwise_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
                        int threads, Pointer x, const Strides& x_strides, Pointer weight, Pointer bias,
-                       Pointer out, const Strides& out_strides) {
-    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides),
-                                      pointer(weight), pointer(bias), image(out, out_strides)};
-    ck::depthwise_forward(params, static_cast<ck::DType>(dtype), threads);
+                       Pointer out, const Strides& out_strides, Pointer channel_sum,
+                       Pointer channel_square_sum) {
+    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides), pointer(weight),
+                                      pointer(bias), image(out, out_strides)};
+    const ck::ChannelStatistics statistics{pointer(channel_sum), pointer(channel_square_sum)};
+    ck::depthwise_forward(params, statistics, static_cast<ck::DType>(dtype), threads);
 }
 
 void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes,

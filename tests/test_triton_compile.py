@@ -187,13 +187,14 @@ def launch_mix(case: Case) -> None:
 
 
 def launch_depthwise(case: Case) -> None:
-    """Forward and weight gradient of a batch of 32 images."""
+    """Forward, without and with statistics, and weight gradient of a batch of 32 images."""
     from container_kernels.ops.local_aggregation import triton as backend
 
     shape = (32, case.height, case.width, 64)
     x, out = torch.empty(2, *shape, dtype=getattr(torch, case.dtype))
     weight, bias = torch.empty(64, case.kernel_size, case.kernel_size), torch.empty(64)
     backend.forward(x, weight, bias, out=out)
+    backend.forward_with_statistics(x, weight, bias, out=out, channel_sum=bias, channel_square_sum=bias)
     backend.backward_weight(out, x, grad_weight=weight, grad_bias=bias)
 
 

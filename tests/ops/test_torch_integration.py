@@ -6,7 +6,12 @@ import torch._dynamo.testing
 from backends import DEVICES, FUSED
 from torch.utils.checkpoint import checkpoint
 
-from container_kernels import context_aggregation, local_aggregation, use_backend
+from container_kernels import (
+    context_aggregation,
+    local_aggregation,
+    local_aggregation_with_statistics,
+    use_backend,
+)
 from container_kernels.testing import MixCase
 
 CASES = [MixCase(), MixCase(kernel=None), MixCase(dense=True, kernel=(3, 3), heads=1), MixCase(batch=0, packed=False)]
@@ -44,6 +49,7 @@ def test_opcheck_local(backend, bias, grad):
     weight = torch.randn(8, 3, 5, device=device, requires_grad=grad)
     bias = torch.randn(8, device=device, requires_grad=grad) if bias else None
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_fwd_{backend}"), (x, weight, bias))
+    torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_fwd_stats_{backend}"), (x, weight, bias))
     grad_out = torch.randn(2, 4, 5, 8, device=device, requires_grad=grad)
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}"), (grad_out, x, 3, 5))
 
@@ -64,7 +70,15 @@ def gated(packed, weight, bias, gate, affinity, grid_size):
         grid_size=grid_size,
     )
     image = y.flatten(2).unflatten(1, grid_size)
-    return local_aggregation(image, weight, bias, residual=True).square()
+    image = local_aggregation(image, weight, bias, residual=True)
+    return normalized(*local_aggregation_with_statistics(image, weight, bias)).square()
+
+
+def normalized(image, channel_sum, channel_square_sum):
+    """Batch normalization, softened to keep its gradients moderate."""
+    count = image[..., 0].numel()
+    mean = channel_sum / count
+    return (image - mean) * (channel_square_sum / count - mean.square() + 1).rsqrt()
 
 
 def gated_leaves(device, batch=2, grid=(4, 5)):
@@ -104,6 +118,7 @@ def test_compiled_graph_shows_what_ran_and_follows_the_request(fresh_compiler):
             compiled(*leaves, (4, 5))
     assert len(graphs) == 2  # one a backend; the third call found the first graph
     assert "container_kernels.mix_fwd_cpu" in " ".join(graphs[0])
+    assert "container_kernels.local_fwd_stats_cpu" in " ".join(graphs[0])
     assert "container_kernels" not in " ".join(graphs[1])
 
 
@@ -146,7 +161,11 @@ def test_autocast(backend, dtype):
         # One of them already low, as a linear layer leaves it.
         out = context_aggregation(q.to(dtype), k, v, local_weight=leaves[1], grid_size=(4, 5), backend=backend)
         image = local_aggregation(torch.ones(1, 3, 3, 16, device=device), leaves[1], leaves[2], backend=backend)
+        same, *statistics = local_aggregation_with_statistics(
+            torch.ones(1, 3, 3, 16, device=device), leaves[1], leaves[2], backend=backend
+        )
     assert out.dtype == dtype and image.dtype == dtype
+    assert torch.equal(same, image) and all(statistic.dtype == torch.float32 for statistic in statistics)
     plain = context_aggregation(
         q.to(dtype), k.to(dtype), v.to(dtype), local_weight=leaves[1], grid_size=(4, 5), backend=backend
     )

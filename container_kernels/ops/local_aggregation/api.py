@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""`local_aggregation`: the static local affinity alone, a depthwise convolution over channels-last images."""
+"""`local_aggregation`: the static local affinity alone, a depthwise convolution over channels-last images.
+
+`local_aggregation_with_statistics` is the same with the sums that a norm of its output needs.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -7,9 +12,9 @@ from torch import Tensor
 from .. import autocast
 from ..backend import choose
 from ..library import accumulation_dtype
-from .autograd import local_forward
+from .autograd import local_forward, local_forward_with_statistics
 from .backends import why_not
-from .reference import local_aggregation_reference
+from .reference import local_aggregation_reference, local_aggregation_with_statistics_reference
 from .validation import validate
 
 
@@ -44,23 +49,68 @@ def local_aggregation(
         TypeError: an argument is not a floating-point tensor.
         RuntimeError: the backend asked for cannot serve this call; the message says why.
     """
+    return _aggregate(x, weight, bias, residual, backend, local_forward, local_aggregation_reference)
+
+
+def local_aggregation_with_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`local_aggregation` and, from the same pass over memory, what a BatchNorm of its output needs.
+
+        y = local_aggregation(x, weight, bias, residual=residual)
+        channel_sum[c] = Σ_{b,h,w} y[b,h,w,c]        channel_square_sum[c] = Σ_{b,h,w} y[b,h,w,c]²
+
+    of y as returned, after its rounding to the dtype of `x`. With n = B·H·W, the mean is channel_sum / n and its
+    (biased) variance channel_square_sum / n − mean². Where |mean| is large beside the deviation this difference loses
+    accuracy: log2(1 + mean² / variance) of the sums' 24 bits (53 for float64). It can come out slightly negative;
+    clamp it at 0.
+
+    Args:
+        x, weight, bias, residual, backend: as for `local_aggregation`.
+
+    Returns:
+        y: (B, H, W, C), contiguous, dtype of `x` (of autocast, when that is on): the same bits as `local_aggregation`.
+        channel_sum, channel_square_sum: (C,), float32 (float64 for float64); 0 for an image without pixels.
+        All three are differentiable.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `local_aggregation`.
+    """
+    return _aggregate(
+        x, weight, bias, residual, backend,
+        local_forward_with_statistics, local_aggregation_with_statistics_reference,
+    )  # fmt: skip
+
+
+def _aggregate(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: bool,
+    backend: str | None,
+    operator: Callable,
+    reference: Callable,
+):
+    """Validate, choose, and call `operator(backend, x, weight, bias)` or `reference(x, weight, bias, residual)`."""
     validate(x, weight, bias)
     if autocast.is_active(x):
         device_type = x.device.type
         with torch.autocast(device_type, enabled=False):
-            return _local_aggregation(autocast.cast(x, device_type), weight, bias, residual, backend)
-    return _local_aggregation(x, weight, bias, residual, backend)
-
-
-def _local_aggregation(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool, backend: str | None) -> Tensor:
-    chosen = choose(backend, why_not, x)
+            x = autocast.cast(x, device_type)
+            return _aggregate(x, weight, bias, residual, backend, operator, reference)
+    chosen = choose("local_aggregation", backend, why_not, x)
     if chosen == "reference":
-        return local_aggregation_reference(x, weight, bias, residual)
+        return reference(x, weight, bias, residual)
     dtype = accumulation_dtype(x.dtype)
     weight = weight.to(dtype)
     if residual:
         weight = weight + _identity_filter(weight)
-    return local_forward(chosen, x, weight, None if bias is None else bias.to(dtype))
+    return operator(chosen, x, weight, None if bias is None else bias.to(dtype))
 
 
 def _identity_filter(weight: Tensor) -> Tensor:

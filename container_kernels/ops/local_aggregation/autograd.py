@@ -14,6 +14,13 @@ def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) 
     return getattr(torch.ops.container_kernels, f"local_fwd_{backend}")(x, weight, bias)
 
 
+def local_forward_with_statistics(
+    backend: str, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the sums of the output and of its squares over all pixels."""
+    return getattr(torch.ops.container_kernels, f"local_fwd_stats_{backend}")(x, weight, bias)
+
+
 def local_weight_gradient(backend: str, grad_out: Tensor, x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
     return getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}")(grad_out, x, kh, kw)
 
@@ -22,8 +29,10 @@ def _register(backend: str) -> None:
     def save_inputs(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:2])
 
-    def backward(ctx, grad_out):
-        x, weight = ctx.saved_tensors
+    def save_inputs_and_out(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2], output[0])
+
+    def input_gradients(ctx, grad_out, x, weight):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if need_x:
@@ -32,6 +41,15 @@ def _register(backend: str) -> None:
             grad_weight, grad_bias = local_weight_gradient(backend, grad_out, x, *weight.shape[1:])
         return grad_x, grad_weight if need_weight else None, grad_bias if need_bias else None
 
+    def backward(ctx, grad_out):
+        return input_gradients(ctx, grad_out, *ctx.saved_tensors)
+
+    def backward_with_statistics(ctx, grad_out, grad_sum, grad_square_sum):
+        x, weight, out = ctx.saved_tensors
+        # Rounded once, after the sum: the statistics' share is small beside grad_out and would round away.
+        total = torch.addcmul(grad_sum, out, grad_square_sum, value=2) + grad_out
+        return input_gradients(ctx, total.to(out.dtype), x, weight)
+
     # The weight gradient is linear in each of its inputs, so its own derivatives are local aggregations again.
     def double_backward(ctx, of_grad_weight, of_grad_bias):
         grad_out, x = ctx.saved_tensors
@@ -39,10 +57,12 @@ def _register(backend: str) -> None:
         of_x = local_forward(backend, grad_out, of_grad_weight.flip(1, 2), None)
         return of_grad_out, of_x, None, None
 
-    for name, formula in (("local_fwd", backward), ("local_bwd_weight", double_backward)):
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save_inputs, lib=LIBRARY
-        )
+    for name, formula, save in (
+        ("local_fwd", backward, save_inputs),
+        ("local_fwd_stats", backward_with_statistics, save_inputs_and_out),
+        ("local_bwd_weight", double_backward, save_inputs),
+    ):
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save, lib=LIBRARY)
 
 
 for _backend in DEVICE_TYPES:

@@ -15,9 +15,23 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
         weight: (C, kh, kw), odd and at most 7; bias: (C,) or None: contiguous, accumulation dtype.
         out: (B, H, W, C), dtype of x.
     """
+    _forward(x, weight, bias, out, 0, 0)
+
+
+def forward_with_statistics(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, channel_sum: Tensor, channel_square_sum: Tensor
+) -> None:
+    """`forward`, and the sums of `out` and of its squares over all pixels to (C,) tensors, accumulation dtype."""
+    _forward(x, weight, bias, out, channel_sum.data_ptr(), channel_square_sum.data_ptr())
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, channel_sum: int, channel_square_sum: int
+) -> None:
     _extension.cpu.depthwise_forward(
         _extension.DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
         weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), out.stride(),
+        channel_sum, channel_square_sum,
     )  # fmt: skip
 
 

@@ -21,3 +21,12 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
     if residual:
         out = out + image
     return out.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+
+
+def local_aggregation_with_statistics_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y as above, rounded to the dtype of x; of this y: Σ_{b,h,w} y and Σ_{b,h,w} y², (C,), accumulation dtype."""
+    out = local_aggregation_reference(x, weight, bias, residual)
+    wide = out.to(accumulation_dtype(x.dtype))
+    return out, wide.sum((0, 1, 2)), wide.square().sum((0, 1, 2))

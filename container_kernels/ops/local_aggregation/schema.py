@@ -2,10 +2,11 @@
 """The operators behind local aggregation: definition, output allocation, one kernel and one fake for each backend.
 
     local_fwd_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)
+    local_fwd_stats_<backend>(x, weight, bias?) -> out, channel_sum (C,), channel_square_sum (C,) of out
     local_bwd_weight_<backend>(grad_out, x, kh, kw) -> grad_weight (C, kh, kw), grad_bias (C,)
 
-Weight, bias and their gradients are in the accumulation dtype. The input gradient is `local_fwd` of `grad_out`
-with the filters turned by 180 degrees, so it needs no operator of its own.
+Weight, bias, their gradients and the statistics are in the accumulation dtype. The input gradient is `local_fwd` of
+`grad_out` with the filters turned by 180 degrees, so it needs no operator of its own.
 """
 
 from importlib import import_module
@@ -18,6 +19,11 @@ from ..library import accumulation_dtype, define, new_empty, rows_contiguous
 
 def _forward_outputs(x: Tensor) -> Tensor:
     return new_empty(x, tuple(x.shape))
+
+
+def _forward_with_statistics_outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (new_empty(x, (x.shape[-1],), accumulation_dtype(x.dtype)) for _ in range(2))
+    return _forward_outputs(x), *statistics
 
 
 def _backward_weight_outputs(x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
@@ -36,6 +42,17 @@ def _register(backend: str, device_types: tuple[str, ...]) -> None:
             kernels().forward(rows_contiguous(x), weight.contiguous(), bias, out=out)
         return out
 
+    def forward_with_statistics(x, weight, bias):
+        out, channel_sum, channel_square_sum = _forward_with_statistics_outputs(x)
+        if out.numel():
+            bias = None if bias is None else bias.contiguous()
+            kernels().forward_with_statistics(
+                rows_contiguous(x), weight.contiguous(), bias,
+                out=out, channel_sum=channel_sum, channel_square_sum=channel_square_sum,
+            )  # fmt: skip
+            return out, channel_sum, channel_square_sum
+        return out, channel_sum.zero_(), channel_square_sum.zero_()
+
     def backward_weight(grad_out, x, kh, kw):
         grad_weight, grad_bias = _backward_weight_outputs(x, kh, kw)
         if x.numel():
@@ -49,6 +66,12 @@ def _register(backend: str, device_types: tuple[str, ...]) -> None:
         f"local_fwd_{backend}(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
         forward,
         lambda x, weight, bias: _forward_outputs(x),
+        device_types,
+    )
+    define(
+        f"local_fwd_stats_{backend}(Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
+        forward_with_statistics,
+        lambda x, weight, bias: _forward_with_statistics_outputs(x),
         device_types,
     )
     define(

@@ -7,10 +7,12 @@
 
 namespace ck {
 
-void depthwise_forward(const DepthwiseForward& params, DType dtype, int threads);
+void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, DType dtype,
+                       int threads);
 void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads);
 
-CK_DECLARE_FOR_EACH_ISA(void depthwise_forward(const DepthwiseForward& params, DType dtype, int threads))
+CK_DECLARE_FOR_EACH_ISA(void depthwise_forward(const DepthwiseForward& params,
+                                               const ChannelStatistics& statistics, DType dtype, int threads))
 CK_DECLARE_FOR_EACH_ISA(void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads))
 
 }  // namespace ck

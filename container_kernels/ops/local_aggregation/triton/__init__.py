@@ -11,7 +11,7 @@ from .backward import backward_weight_kernel
 from .config import DepthwiseConfig
 from .forward import forward_kernel
 
-__all__ = ["DepthwiseConfig", "backward_weight", "forward"]
+__all__ = ["DepthwiseConfig", "backward_weight", "forward", "forward_with_statistics"]
 
 
 def tiles(config: DepthwiseConfig, kernel_h: int, kernel_w: int) -> dict:
@@ -30,9 +30,38 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, config: DepthwiseConfig | None = None
 ) -> None:
     """Write the depthwise cross-correlation of x (B, H, W, C) with weight (C, kh, kw) to `out`."""
+    _forward(x, weight, bias, out, None, config or _forward_config(x, weight))
+
+
+def forward_with_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    out: Tensor,
+    channel_sum: Tensor,
+    channel_square_sum: Tensor,
+    config: DepthwiseConfig | None = None,
+) -> None:
+    """`forward`, and Σ out and Σ out² over all pixels (C,): each program's sums, then their sum, in a fixed order."""
+    images, height, width, num_channels = x.shape
+    config = config or _forward_config(x, weight)
+    parts = triton.cdiv(images * width, config.columns) * triton.cdiv(height, config.split)
+    partial = torch.empty((parts, 2, num_channels), dtype=channel_sum.dtype, device=x.device)
+    _forward(x, weight, bias, out, partial, config)
+    torch.sum(partial[:, 0], dim=0, out=channel_sum)
+    torch.sum(partial[:, 1], dim=0, out=channel_square_sum)
+
+
+def _forward_config(x: Tensor, weight: Tensor) -> DepthwiseConfig:
+    return configs.forward_config(*x.shape, weight[0].numel())
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, partial: Tensor | None, config: DepthwiseConfig
+) -> None:
     images, height, width, num_channels = x.shape
     _, kernel_h, kernel_w = weight.shape
-    config = config or configs.forward_config(images, height, width, num_channels, kernel_h * kernel_w)
     blocks = triton.cdiv(images * width, config.columns) * triton.cdiv(num_channels, config.channels)
     with device_of(x):
         forward_kernel[(blocks * triton.cdiv(height, config.split),)](
@@ -40,6 +69,7 @@ def forward(
             tap_major(weight),
             bias,
             out,
+            partial,
             x.stride()[:3],
             images,
             height,

@@ -10,9 +10,11 @@ from .primitives import image_columns, load_row
 
 @triton.jit
 def store_row(out_ptr, row, tile, columns, mask, width, num_channels):
-    """Write one row of a tile to the contiguous (B, H, W, C) output."""
+    """Write one row of a tile to the contiguous (B, H, W, C) output; returns what it now holds, in float32."""
     row_ptr = out_ptr + tl.cast(row, tl.int64) * width * num_channels
-    tl.store(row_ptr + columns, rounded(tile, out_ptr.dtype.element_ty), mask=mask)
+    tile = rounded(tile, out_ptr.dtype.element_ty)
+    tl.store(row_ptr + columns, tile, mask=mask)
+    return tile.to(tl.float32)
 
 
 @triton.jit
@@ -21,6 +23,7 @@ def forward_kernel(
     taps_ptr,
     bias_ptr,
     out_ptr,
+    partial_ptr,
     strides,
     num_images,
     height,
@@ -35,6 +38,8 @@ def forward_kernel(
     """out[y, x] = bias + Σ_taps taps[dy, dx] · x[y + dy, x + dx] for a strip of rows.
 
     Each input row adds to the KERNEL_H output rows that see it; the oldest of these sums is then complete.
+
+    partial, or None: (column blocks * strips, 2, C) float32, the sums of the tile's out and out² by channel.
     """
     PAD: tl.constexpr = KERNEL_H // 2
     channel_blocks = tl.cdiv(num_channels, CHANNELS)
@@ -58,6 +63,8 @@ def forward_kernel(
     for _ in tl.static_range(KERNEL_H):
         sums += (bias,)
 
+    out_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
+    square_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     out_columns = (image * height * width + x)[:, None] * num_channels + channels[None, :]
     start = tl.maximum(first - PAD, 0)  # rows outside the image add nothing: they need no visit
     end = tl.minimum(last + PAD, height)
@@ -73,11 +80,22 @@ def forward_kernel(
                 total += tiles[tap_column].to(tl.float32) * weight
             next_sums += (total,)
         if row - PAD >= first:
-            store_row(out_ptr, row - PAD, next_sums[0], out_columns, mask, width, num_channels)
+            written = store_row(out_ptr, row - PAD, next_sums[0], out_columns, mask, width, num_channels)
+            if partial_ptr is not None:
+                out_sum += written
+                square_sum += written * written
         next_sums += (bias,)
         sums = next_sums[1:]
         tiles = next_tiles
     for late in tl.static_range(PAD):  # at the bottom of the image: sums that no further row completes
         row = end - PAD + late
         if (row >= first) & (row < last):
-            store_row(out_ptr, row, sums[late], out_columns, mask, width, num_channels)
+            written = store_row(out_ptr, row, sums[late], out_columns, mask, width, num_channels)
+            if partial_ptr is not None:
+                out_sum += written
+                square_sum += written * written
+    if partial_ptr is not None:
+        # Where the tile has no pixels or channels everything loaded was 0, and so is all that was summed.
+        sum_ptr = partial_ptr + tl.cast(program // channel_blocks, tl.int64) * 2 * num_channels + channels
+        tl.store(sum_ptr, tl.sum(out_sum, 0), mask=channels < num_channels)
+        tl.store(sum_ptr + num_channels, tl.sum(square_sum, 0), mask=channels < num_channels)
