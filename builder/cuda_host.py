@@ -7,14 +7,21 @@ built when a test asks for it, and kept in the build folder.
 
 from pathlib import Path
 
-from .commands import CannotBuild, Command
+from .commands import Command
 from .compiler import find_compiler, include_flags
 from .graph import Step, compilation, locked, run_steps
-from .project import BUILD_DIR, MODULE_SUFFIX, SOURCES
+from .project import BUILD_DIR, MODULE_SUFFIX, ROOT, SOURCES
 
 # -O1: what is compiled runs a few milliseconds.
-CXX_FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread", "-DCK_HOST"]
-SANITIZERS = ("address", "thread")
+CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread", "-DCK_HOST"]
+DEBUG_FLAGS = ["-g", "-fno-omit-frame-pointer"]
+# Sanitizer -> what kernels, and what the host runtime are compiled with. ThreadSanitizer is to see the accesses of the
+# kernels alone: threads that take turns share the runtime's own notes on purpose.
+SANITIZERS = {
+    None: ([], []),
+    "address": (["-fsanitize=address", *DEBUG_FLAGS], ["-fsanitize=address", *DEBUG_FLAGS]),
+    "thread": (["-fsanitize=thread", *DEBUG_FLAGS], ["-DCK_RACE_CHECK", *DEBUG_FLAGS]),
+}
 
 
 def build_module() -> Path:
@@ -24,38 +31,43 @@ def build_module() -> Path:
         CannotBuild: the text says why.
     """
     folder = BUILD_DIR / "cuda_host"
-    sources = [SOURCES / "bindings_cuda.cpp", *SOURCES.glob("host/*.cpp"), *kernel_sources()]
-    return _build(folder, sources, ["-O1"], folder / f"_C_cuda_host{MODULE_SUFFIX}", ["-shared"])
+    sources = [SOURCES / "bindings_cuda.cpp", *kernel_sources()]
+    return _build(folder, sources, None, ["-shared"], folder / f"_C_cuda_host{MODULE_SUFFIX}")
 
 
-def build_check(sanitizer: str) -> Path:
-    """Build the program that checks the host runtime and the kernels under a sanitizer and return its path.
+def build_program(name: str, sources: list[Path], sanitizer: str | None = None) -> Path:
+    """Build a program of our own kernels or those of a test on the host runtime, and return its path.
+
+    Args:
+        name: of the program.
+        sources: of the program; .cu files are compiled as C++.
+        sanitizer: "address", "thread" or None.
 
     Raises:
         CannotBuild: the text says why.
     """
-    if sanitizer not in SANITIZERS:
-        raise CannotBuild(f"sanitize: expected one of {', '.join(SANITIZERS)}, got {sanitizer!r}")
-    folder = BUILD_DIR / f"cuda_host_{sanitizer}"
-    sources = [*SOURCES.glob("host/*.cpp"), *SOURCES.glob("host/check/*.cpp"), *kernel_sources()]
-    flags = [f"-fsanitize={sanitizer}", "-g", "-O1", "-fno-omit-frame-pointer"]
-    return _build(folder, sources, flags, folder / "check", flags)
+    folder = BUILD_DIR / f"{name}_{sanitizer or 'plain'}"
+    link_flags = [f"-fsanitize={sanitizer}"] if sanitizer else []
+    return _build(folder, sources, sanitizer, link_flags, folder / name)
 
 
 def kernel_sources() -> list[Path]:
     return [*SOURCES.glob("**/cuda/*.cu")]
 
 
-def _build(folder: Path, sources: list[Path], flags: Command, output: Path, link_flags: Command) -> Path:
+def _build(folder: Path, sources: list[Path], sanitizer: str | None, link_flags: Command, output: Path) -> Path:
+    kernel_flags, runtime_flags = SANITIZERS[sanitizer]
+    runtime = [*SOURCES.glob("host/*.cpp")]
     with locked(folder):
         compiler = find_compiler()
-        compile_command = [*compiler, *CXX_FLAGS, *flags, *include_flags()]
         compilations = []
-        for source in sorted(sources):
+        for source in sorted([*sources, *runtime]):
+            flags = runtime_flags if source in runtime else kernel_flags
             language = ["-x", "c++"] if source.suffix == ".cu" else []
             # The whole name, since kernel.cu and kernel.cpp may lie side by side.
-            compiled = folder / f"{source.relative_to(SOURCES)}.o"
-            compilations.append(compilation([*compile_command, *language], source, compiled))
+            compiled = folder / f"{source.relative_to(ROOT)}.o"
+            command = [*compiler, *CXX_FLAGS, *flags, *include_flags(), *language]
+            compilations.append(compilation(command, source, compiled))
         objects = [step.output for step in compilations]
         link = Step(output, objects, [*compiler, *link_flags, "-pthread", *objects, "-o", output])
         run_steps(folder, compilations, link)

@@ -68,19 +68,16 @@ class BuildCudaHost(Command):
     """Builds the CUDA kernels for this machine's processor; the last line it prints is the path of what it built."""
 
     description = "build the CUDA kernels to run on this machine's processor, for tests"
-    user_options: ClassVar = [
-        ("sanitize=", None, "build the checking program instead, with this sanitizer: address or thread")
-    ]
+    user_options: ClassVar = []
 
     def initialize_options(self) -> None:
-        self.sanitize = None
+        pass
 
     def finalize_options(self) -> None:
         pass
 
     def run(self) -> None:
         try:
-            built = cuda_host.build_check(self.sanitize) if self.sanitize else cuda_host.build_module()
+            print(cuda_host.build_module())
         except CannotBuild as failure:
             raise SystemExit(str(failure)) from failure
-        print(built)

@@ -7,10 +7,10 @@
 
 namespace ck::host {
 
-void start_copy(const PendingCopy& copy, Location where) {
+void start_copy(const PendingCopy& copy) {
     Thread& thread = current();
     if (!thread.block->shared.contains(copy.shared, copy.bytes)) {
-        fail("copy_async: the destination lies outside shared memory", where);
+        fail("copy_async: the destination lies outside shared memory", copy.where);
     }
     if (copy.valid) {
         // AddressSanitizer looks at the source here, where the line of the kernel is known, and not at the

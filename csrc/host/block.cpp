@@ -63,7 +63,10 @@ void Block::run(const std::string& kernel, std::array<unsigned, 3> block_index,
         for (int turn = 0; turn < warps; ++turn) {
             progress |= run_warp(order == ThreadOrder::ascending ? turn : warps - 1 - turn);
         }
-        if (!progress) report("deadlock: no thread can go on");
+        if (!progress)
+            report((arrived_ ? "divergent barrier, not all threads reach it:"
+                             : "deadlock, no thread can go on:") +
+                   describe_waiting());
     }
     order_after(&end_token_);
 }
@@ -74,7 +77,8 @@ void Block::run_thread(void* argument) {
     order_after(&block.launch_token_);
     block.body(block.arguments);
     for (const auto& group : thread.copy_groups) {
-        if (!group.empty()) fail("it ends before it waited for its copy_async", Location::current());
+        if (!group.empty())
+            fail("the thread ends and has not waited for this copy_async", group.front().where);
     }
     order_before(&block.end_token_);
     thread.state = Thread::State::finished;
@@ -140,7 +144,9 @@ const std::byte* const* exchange(const void* operand, size_t bytes, unsigned mas
     thread.mask = mask;
     if (!(mask >> lane & 1))
         fail(std::string(operation) + ": the lane is not in its own mask " + hex(mask), where);
-    std::memcpy(thread.operands[thread.operations++ % 2].data(), operand, bytes);
+    // Not memcpy, which ThreadSanitizer watches everywhere: bringing an operand is no access to memory.
+    volatile std::byte* const slot = thread.operands[thread.operations++ % 2].data();
+    for (size_t i = 0; i < bytes; ++i) slot[i] = static_cast<const std::byte*>(operand)[i];
     thread.state = Thread::State::at_warp_operation;
 
     std::array<const std::byte*, kLanes> brought{};
@@ -220,10 +226,9 @@ std::string Block::describe_waiting() const {
 }
 
 void Block::report(const std::string& problem) const {
-    const bool waits = problem.find("deadlock") == 0;
-    throw KernelError("kernel " + kernel_ + ", block (" + std::to_string(index[0]) + ", " +
-                      std::to_string(index[1]) + ", " + std::to_string(index[2]) + "): " + problem +
-                      (waits ? describe_waiting() : ""));
+    const auto number = [&](int axis) { return std::to_string(index[axis]); };
+    throw KernelError("kernel " + kernel_ + ", block (" + number(0) + ", " + number(1) + ", " + number(2) +
+                      "): " + problem);
 }
 
 }  // namespace ck::host

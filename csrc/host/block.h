@@ -32,6 +32,7 @@ struct PendingCopy {
     const void* global;
     int bytes;
     bool valid;
+    Location where;
 };
 
 // Ends the launch with an error that names the kernel, the thread and the place.
@@ -113,7 +114,7 @@ const std::byte* const* exchange(const void* operand, size_t bytes, unsigned mas
 void sync_warp(unsigned mask, Location where);
 
 // cp.async of the running thread.
-void start_copy(const PendingCopy& copy, Location where);
+void start_copy(const PendingCopy& copy);
 void commit_copies();
 void wait_for_copies(int groups_left);
 

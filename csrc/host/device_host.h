@@ -129,7 +129,7 @@ void copy_async(void* shared, const void* global, bool valid = true, Location wh
     static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
     host::check_aligned(shared, Bytes, "copy_async, shared side", where);
     if (valid) host::check_aligned(global, Bytes, "copy_async, global side", where);
-    host::start_copy({shared, global, Bytes, valid}, where);
+    host::start_copy({shared, global, Bytes, valid, where});
 }
 inline void copy_async_commit() { host::commit_copies(); }
 template <int Groups>

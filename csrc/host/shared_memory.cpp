@@ -5,6 +5,8 @@
 #include <cstring>
 #include <new>
 
+#include "host/race_check.h"
+
 namespace ck::host {
 namespace {
 
@@ -31,10 +33,15 @@ void SharedMemory::reset(size_t bytes) {
 
 void* SharedMemory::fixed(const void* key, size_t bytes) {
     for (const Fixed& array : fixed_) {
-        if (array.key == key) return array.memory.get();
+        if (array.key != key) continue;
+        order_after(array.memory.get());
+        return array.memory.get();
     }
     fixed_.push_back({key, bytes, allocate(bytes)});
-    return fixed_.back().memory.get();
+    unsigned char* const memory = fixed_.back().memory.get();
+    // The thread that comes first fills the array with NaN: that is no race with the others' use of it.
+    order_before(memory);
+    return memory;
 }
 
 bool SharedMemory::contains(const void* address, size_t bytes) const {
