@@ -17,6 +17,7 @@ def main() -> None:
         "devices": _devices(),
         "extension": _extension_rows(_extension.build_record, _extension.cpu),
         "backends": _backends(),
+        "automatic choice: the first row that fits, of it the first backend that can serve, else reference": _choice(),
         "environment variables, read at run time": _variables(_env.RUN_VARIABLES),
         "environment variables, read by the build": _variables(_env.BUILD_VARIABLES),
     }
@@ -79,7 +80,10 @@ def _extension_rows(record, cpu) -> Rows:
     if cpu is not None:
         rows.append(("ISA in use", cpu.isa()))
     rows.append(("cuda module", "built" if cuda["built"] else f"not built: {cuda['reason']}"))
-    rows.append(("nvcc", cuda["nvcc"] or "not found"))
+    if "compiler_version" in cuda:
+        rows.append(("CUDA compiler", f"{cuda['nvcc']}: {cuda['compiler_version']}"))
+    if "flags" in cuda:
+        rows += [("CUDA flags", cuda["flags"]), ("CUDA archs", cuda["archs"])]
     return rows
 
 
@@ -87,6 +91,12 @@ def _backends() -> Rows:
     from .ops.backend import usable_backends
 
     return [(name, "usable" if why is None else f"no: {why}") for name, why in usable_backends().items()]
+
+
+def _choice() -> Rows:
+    from .ops.preference import ROWS
+
+    return [(row.condition, f"{', '.join(row.order)} ({row.because})") for row in ROWS]
 
 
 def _variables(variables: dict[str, _env.Variable]) -> Rows:

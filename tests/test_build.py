@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: MIT
 """setup.py: what it builds, what it leaves alone, and that only an explicit wish makes an install fail.
 
-Each test builds a copy of the repository in which a few lines stand for the C++ sources, so that a build takes
-a second; the copy is otherwise the real thing.
+Each test builds a copy of the repository with small sources (scratch_tree.py). The CUDA modules: test_build_cuda.py.
 """
 
-import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from scratch_tree import (
+    COMPILER,
+    SUFFIX,
+    build,
+    compiled,
+    executable,
+    needs_compiler,
+    python,
+    read_record,
+    scratch_tree,
+)
 
 from container_kernels import _extension
 
-ROOT = Path(__file__).resolve().parent.parent
-MODULE = f"_C_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
-# The build's own variables are each test's to set.
-OUTSIDE = {name: text for name, text in os.environ.items() if not name.startswith("CONTAINER_KERNELS_")}
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
+MODULE = f"_C_cpu{SUFFIX}"
 
 # level() tells its level, whether its code may use AVX-512 (+ or -), and the same as a function sees it that all
 # levels define and the linker keeps once.
@@ -71,63 +72,15 @@ PyMODINIT_FUNC PyInit__C_cpu() { return PyModule_Create(&definition); }
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of the repository with small C++ sources, and with a blank and a dollar in its path."""
-    tree = tmp_path / "a $tree"
-    generated = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
-    shutil.copytree(ROOT / "container_kernels", tree / "container_kernels", ignore=generated)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for name in ("python", "tests", "bench"):
-        (tree / name).mkdir()
-        (tree / name / "__init__.py").touch()
-    kernels = tree / "csrc" / "op"
-    kernels.mkdir(parents=True)
-    (kernels / "level.h").write_text(KERNEL_HEADER)
-    (kernels / "level_kernel.cpp").write_text(KERNEL)
-    (tree / "csrc" / "bindings_cpu.cpp").write_text(BINDINGS)
-    return tree
-
-
-def python(*arguments, cwd, check=True, **variables):
-    """The interpreter's run with these environment variables on top; if checked, it must succeed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=OUTSIDE | {name: str(text) for name, text in variables.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0 or not check, done.stdout
-    return done
-
-
-def build(tree, **variables):
-    """Build in place; the record and what was printed."""
-    printed = python("setup.py", "build_ext", "--inplace", cwd=tree, **variables).stdout
-    return read_record(tree), printed
-
-
-def read_record(folder):
-    return runpy.run_path(str(folder / "container_kernels" / "_build_info.py"))["RECORD"]
-
-
-def compiled(printed):
-    """Names of the sources that ninja compiled."""
-    return re.findall(r"-c \S*?/(\w+\.cpp)|-c '[^']*?/(\w+\.cpp)'", printed)
+    """Small C++ sources, and a blank and a dollar in the path."""
+    sources = {"bindings_cpu.cpp": BINDINGS, "op/cpu/level.h": KERNEL_HEADER, "op/cpu/level_kernel.cpp": KERNEL}
+    return scratch_tree(tmp_path / "a $tree", sources)
 
 
 def runnable_levels(tree):
     """What the level() of each level says that this processor can run."""
     program = "import _C_cpu; print(_C_cpu.levels())"
     return python("-c", program, cwd=tree / "container_kernels").stdout.split()
-
-
-def executable(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 @needs_compiler
@@ -169,7 +122,7 @@ def test_an_unchanged_repeat_compiles_nothing(tree, tmp_path):
 @needs_compiler
 def test_a_changed_header_recompiles_what_includes_it(tree):
     record, _ = build(tree)
-    header = tree / "csrc" / "op" / "level.h"
+    header = tree / "csrc" / "op" / "cpu" / "level.h"
     header.write_text(KERNEL_HEADER + "// changed\n")
     _, printed = build(tree)
     assert len(compiled(printed)) == len(record["cpu"]["isa_levels"])
@@ -228,7 +181,7 @@ def test_a_build_that_cannot_be_done_is_recorded(tree, variables, reason):
 def test_a_failing_compilation_still_installs(tree, tmp_path):
     # It must not take the module of this build along.
     build(tree)
-    (tree / "csrc" / "op" / "level_kernel.cpp").write_text("#error this line is broken\n")
+    (tree / "csrc" / "op" / "cpu" / "level_kernel.cpp").write_text("#error this line is broken\n")
     target = tmp_path / "site"
     python(
         *("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", target, "."),
@@ -252,14 +205,6 @@ def test_an_extension_that_is_required_fails_the_build(tree):
     assert done.returncode != 0
     assert "no-such-compiler" in done.stdout
     assert "CONTAINER_KERNELS_REQUIRE_EXT is set" in done.stdout
-
-
-@pytest.mark.parametrize("variable", ["CUDA_HOME", "CUDA_PATH"])
-def test_nvcc_of_the_named_toolkit_is_recorded(tree, tmp_path, variable):
-    nvcc = executable(tmp_path / "toolkit" / "bin" / "nvcc", "exit 0")
-    others = {"CUDA_HOME": "", "CUDA_PATH": ""}
-    record, _ = build(tree, **(others | {variable: nvcc.parent.parent, "CONTAINER_KERNELS_BUILD_EXT": "0"}))
-    assert record["cuda"] == {"built": False, "reason": "csrc holds no CUDA sources", "nvcc": str(nvcc)}
 
 
 @needs_compiler
@@ -286,13 +231,14 @@ def test_sdist_holds_the_sources_and_nothing_generated(tree):
     names = {name.partition("/")[2] for name in zipfile.ZipFile(sdist).namelist()}
     assert {
         "setup.py",
+        "builder/backend.py",
         "LICENSE",
         "csrc/bindings_cpu.cpp",
-        "csrc/op/level.h",
-        "csrc/op/level_kernel.cpp",
+        "csrc/op/cpu/level.h",
+        "csrc/op/cpu/level_kernel.cpp",
     } <= names
     assert "container_kernels/_build_info.py" not in names
-    assert not [name for name in names if name.startswith("build/")]
+    assert not [name for name in names if name.startswith("build/") or name.endswith(".pyc")]
 
 
 @pytest.mark.skipif(_extension.cpu is None, reason=f"no extension here: {_extension.why_no_cpu}")

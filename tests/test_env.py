@@ -56,8 +56,11 @@ def test_the_package_reads_the_environment_here_alone():
     assert readers == ["_env.py"]
 
 
-def test_setup_reads_the_environment_through_the_list():
-    setup = (PACKAGE.parent / "setup.py").read_text()
-    assert "os.environ" not in setup
-    assert "getenv" not in setup
-    assert all(name in _env.BUILD_VARIABLES for name in re.findall(r'env\.\w+\("(\w+)"\)', setup))
+def test_the_build_reads_the_environment_through_the_list():
+    root = PACKAGE.parent
+    text = "".join(path.read_text() for path in [root / "setup.py", *(root / "builder").glob("*.py")])
+    assert "os.environ" not in text
+    assert "getenv" not in text
+    names = re.findall(r'env\.\w+\("(\w+)"\)', text)
+    assert names
+    assert set(names) <= set(_env.BUILD_VARIABLES)

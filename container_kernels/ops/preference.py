@@ -36,7 +36,7 @@ ROWS = (
         "cuda",
         "local_aggregation",
         ("cuda", "triton"),
-        "prediction: bound by memory, and only these read every row once; k² taps from L1 cannot keep up with it",
+        "prediction: bound by memory; a row that is read once and slides through registers beats k² taps from L1",
     ),
     Row(
         "cuda",
@@ -57,7 +57,8 @@ ROWS = (
         "cuda",
         "context_aggregation",
         ("triton", "cuda"),
-        "prediction: bound by multiplications, which TF32 (where torch allows it) puts on tensor cores in triton only",
+        "prediction: bound by multiplications, which TF32, where torch allows it, puts on tensor cores in triton only",
+        dtypes=(torch.float32,),
     ),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
 )
