@@ -11,6 +11,7 @@ import torch
 from container_kernels import __main__ as report
 from container_kernels import _env, _extension
 from container_kernels.ops.backend import usable_backends
+from container_kernels.ops.preference import ROWS
 
 COMPILED = {
     "built": True,
@@ -25,18 +26,27 @@ COMPILED = {
     "ninja": True,
     "jobs": 2,
 }
-NO_CUDA = {"built": False, "reason": "csrc holds no CUDA sources", "nvcc": None}
+NO_CUDA = {"built": False, "reason": "no nvcc under CUDA_HOME", "nvcc": None}
+CUDA = {
+    "built": True,
+    "reason": None,
+    "nvcc": "/opt/cuda/bin/nvcc",
+    "compiler_version": "nvcc 13.0, V13.0.88",
+    "archs": "80+PTX;90a",
+    "flags": "-O3 -gencode arch=compute_90a,code=sm_90a",
+}
 
 
-def record(**cpu):
-    return {"python": _extension.SOABI, "cuda": NO_CUDA, "cpu": cpu}
+def record(cuda=NO_CUDA, **cpu):
+    return {"python": _extension.SOABI, "cuda": cuda, "cpu": cpu}
 
 
 @pytest.fixture
 def import_blocked(monkeypatch):
-    """The extension's import fails."""
-    monkeypatch.delattr("container_kernels._C_cpu", raising=False)
-    monkeypatch.setitem(sys.modules, "container_kernels._C_cpu", None)
+    """The extension's imports fail."""
+    for name in ("_C_cpu", "_C_cuda"):
+        monkeypatch.delattr(f"container_kernels.{name}", raising=False)
+        monkeypatch.setitem(sys.modules, f"container_kernels.{name}", None)
 
 
 def test_report_names_versions_and_every_backend_and_variable():
@@ -64,13 +74,21 @@ def test_extension_rows_of_a_build():
     assert rows["compiler"] == "g++: g++ 12.2.0"
     assert rows["OpenMP"] == "yes"
     assert rows["ISA levels"] == "baseline, v3 (unknown to the compiler: v4)"
-    assert rows["cuda module"] == "not built: csrc holds no CUDA sources"
+    assert rows["cuda module"] == "not built: no nvcc under CUDA_HOME"
+    assert not {"CUDA compiler", "CUDA flags", "CUDA archs"} & set(rows)
+
+
+def test_extension_rows_of_a_build_with_cuda():
+    rows = dict(report._extension_rows(record(CUDA, **COMPILED), cpu=None))
+    assert rows["cuda module"] == "built"
+    assert rows["CUDA compiler"] == "/opt/cuda/bin/nvcc: nvcc 13.0, V13.0.88"
+    assert rows["CUDA flags"] == CUDA["flags"]
+    assert rows["CUDA archs"] == "80+PTX;90a"
 
 
 def test_extension_rows_of_a_build_that_could_not_be_done():
     rows = dict(report._extension_rows(record(built=False, reason="no C++ compiler on PATH"), cpu=None))
     assert rows["cpu module"] == "not built: no C++ compiler on PATH"
-    assert rows["nvcc"] == "not found"
     assert "compiler" not in rows
 
 
@@ -90,7 +108,63 @@ def test_extension_rows_without_a_record():
 @pytest.mark.usefixtures("import_blocked")
 def test_why_there_is_no_cpu_module(monkeypatch, build_record, reason):
     monkeypatch.setattr(_extension, "build_record", build_record)
-    module, why = _extension._import_cpu()
+    module, why = _extension._import("cpu")
     assert module is None
     assert "_C_cpu" in why, "the import error is not told"
     assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [(NO_CUDA, "the build said: no nvcc under CUDA_HOME"), (CUDA, "it was built by nvcc 13.0, V13.0.88")],
+)
+@pytest.mark.usefixtures("import_blocked")
+def test_why_there_is_no_cuda_module(monkeypatch, cuda, reason):
+    monkeypatch.setattr(_extension, "build_record", record(cuda, **COMPILED))
+    module, why = _extension._import("cuda")
+    assert module is None
+    assert "_C_cuda" in why, "the import error is not told"
+    assert reason in why
+
+
+def test_report_tells_the_automatic_choice_and_why():
+    rows = report._choice()
+    assert [text for condition, text in rows if condition.startswith("local_aggregation on cuda")]
+    for row, (condition, text) in zip(ROWS, rows, strict=True):
+        assert row.device_type in condition
+        assert text == f"{', '.join(row.order)} ({row.because})"
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The package's place is moved; `checkout(text)` puts a setup.py and csrc beside it."""
+    monkeypatch.setattr(_extension, "__file__", str(tmp_path / "container_kernels" / "_extension.py"))
+    _extension._build_cuda_host.cache_clear()
+
+    def write(setup):
+        (tmp_path / "csrc" / "host").mkdir(parents=True)
+        (tmp_path / "setup.py").write_text(setup)
+        return tmp_path
+
+    yield write
+    _extension._build_cuda_host.cache_clear()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_cuda_kernels_on_the_host_need_a_checkout():
+    with pytest.raises(RuntimeError, match=r"needs a source checkout, found no .*setup\.py"):
+        _extension.load_cuda_host()
+
+
+def test_a_failing_host_build_is_told_and_not_tried_again(checkout):
+    setup = """
+import sys
+open("tried", "a").write(sys.argv[-1] + "\\n")
+print("what compilers print")
+raise SystemExit("kernel.cu:1: error: expected a kernel")
+"""
+    folder = checkout(setup)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"build_cuda_host:\nkernel\.cu:1: error: expected a kernel"):
+            _extension.load_cuda_host()
+    assert (folder / "tried").read_text() == "build_cuda_host\n"
