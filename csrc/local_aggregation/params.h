@@ -13,7 +13,7 @@ struct Image {
     int64_t batch_stride, row_stride, column_stride;
 
     template <class T>
-    T* row(int64_t batch, int64_t y) const {
+    constexpr T* row(int64_t batch, int64_t y) const {  // constexpr: device code may call it
         return static_cast<T*>(data) + batch * batch_stride + y * row_stride;
     }
 };

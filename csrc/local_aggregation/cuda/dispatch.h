@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT
+// From a dtype and a window that are known when the program runs to kernels compiled for them.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "local_aggregation/params.h"
+
+namespace ck::cuda {
+
+// Calls function.operator()<T, K>().
+template <class T, class Function>
+void with_window(const DepthwiseShape& shape, const Function& function) {
+    if (shape.kernel_height == shape.kernel_width) {
+        switch (shape.kernel_height) {
+            case 3:
+                return function.template operator()<T, 3>();
+            case 5:
+                return function.template operator()<T, 5>();
+            case 7:
+                return function.template operator()<T, 7>();
+        }
+    }
+    throw std::invalid_argument("kernel: expected 3x3, 5x5 or 7x7, got " +
+                                std::to_string(shape.kernel_height) + "x" +
+                                std::to_string(shape.kernel_width));
+}
+template <class Function>
+void with_type_and_window(DType dtype, const DepthwiseShape& shape, const Function& function) {
+    switch (dtype) {
+        case DType::float32:
+            return with_window<float>(shape, function);
+        case DType::bfloat16:
+            return with_window<BFloat16>(shape, function);
+        case DType::float16:
+            return with_window<Half>(shape, function);
+        case DType::float64:
+            break;
+    }
+    throw std::invalid_argument("dtype: expected float32, bfloat16 or float16, got float64");
+}
+
+}  // namespace ck::cuda
