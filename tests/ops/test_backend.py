@@ -4,14 +4,17 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
-from container_kernels.ops.backend import BACKENDS, choose
+from container_kernels.ops import preference
+from container_kernels.ops.backend import BACKENDS, choose, why_not_here
 from container_kernels.ops.context_aggregation.backends import why_not
+from container_kernels.testing import run_cuda_on_host
 
 V = torch.randn(1, 4, 2, 8)
 
@@ -47,8 +50,85 @@ def test_automatic_choice_serves_transforms():
             context_aggregation(dual, dual, dual, backend="cpu")
 
 
+def described(shape, dtype=torch.bfloat16, device="cuda:0"):
+    """What the choice looks at of a tensor, without the GPU to have one on."""
+    return SimpleNamespace(shape=shape, dtype=dtype, device=torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("op", "tensor", "order"),
+    [
+        ("local_aggregation", described((8, 56, 56, 64)), ("cuda", "triton")),
+        ("local_aggregation", described((8, 56, 56, 64), torch.float32), ("cuda", "triton")),
+        ("context_aggregation", described((8, 49, 16, 32)), ("cuda", "triton")),
+        ("context_aggregation", described((8, 256, 10, 32), torch.float16), ("cuda", "triton")),
+        ("context_aggregation", described((8, 257, 10, 32)), ("triton", "cuda")),
+        ("context_aggregation", described((8, 49, 16, 32), torch.float32), ("triton", "cuda")),
+        ("context_aggregation", described((8, 49, 16, 32), torch.float64), ()),
+        ("context_aggregation", described((8, 49, 16, 32), device="cpu"), ("cpu",)),
+        ("context_aggregation", described((8, 49, 16, 32), torch.float64, "cpu"), ("cpu",)),
+        ("local_aggregation", described((8, 56, 56, 64), device="meta"), ()),
+    ],
+)
+def test_order_of_preference(op, tensor, order):
+    assert preference.order(op, tensor) == order
+
+
+def test_every_row_of_the_table_names_backends_and_its_reason():
+    for row in preference.ROWS:
+        assert set(row.order) <= set(BACKENDS)
+        assert row.because.startswith(("prediction: ", "measured: "))
+
+
+@pytest.mark.parametrize(
+    ("unusable", "expected"), [((), "cuda"), (("cuda",), "triton"), (("cuda", "triton"), "reference")]
+)
+def test_automatic_choice_takes_the_first_that_serves(unusable, expected):
+    def why_not(name, tensor):
+        return "no" if name in unusable else None
+
+    assert choose("local_aggregation", None, why_not, described((8, 56, 56, 64))) == expected
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """torch describes a GPU, and the CUDA module has kernels; `gpu(capability, why_not)` says which."""
+
+    def describe(capability=(9, 0), why_not=None):
+        # assume_constant_result asks torch only when it compiles.
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(_extension, "why_no_cuda", None)
+        monkeypatch.setattr(
+            _extension, "cuda", SimpleNamespace(why_not=lambda index: why_not and f"{index}: {why_not}")
+        )
+
+    return describe
+
+
+@pytest.mark.parametrize(
+    ("capability", "why_not", "reason"),
+    [
+        ((9, 0), None, None),
+        ((7, 5), None, "it needs compute capability 8.0 or higher, cuda:1 has 7.5"),
+        ((9, 0), "built for CUDA 13.0, the driver supports 12.4", "1: built for CUDA 13.0, the driver supports 12.4"),
+    ],
+)
+def test_what_the_cuda_kernels_need_of_a_device(gpu, capability, why_not, reason):
+    gpu(capability, why_not)
+    assert why_not_here("cuda", described((8, 56, 56, 64), device="cuda:1")) == reason
+
+
+def test_cuda_without_its_module(gpu, monkeypatch):
+    gpu()
+    monkeypatch.setattr(_extension, "why_no_cuda", "there was no nvcc")
+    assert why_not_here("cuda", described((8, 56, 56, 64))) == "there was no nvcc"
+    assert usable_backends()["cuda"] == "there was no nvcc"
+
+
 @pytest.mark.gpu
 def test_automatic_choice_on_a_gpu():
+    assert ran(V.cuda().bfloat16()) == "cuda"
     assert ran(V.cuda()) == "triton"
     assert ran(V.cuda().double()) == "reference"
 
@@ -104,7 +184,7 @@ def test_unknown_name(ask, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "tensor", "reason"),
+    ("name", "tensor", "reason"),
     [
         ("cuda", V, r"it takes CUDA tensors \(CPU tensors only inside container_kernels\.testing\.run_cuda_on_host"),
         ("cuda", V.double(), "it takes float32, bfloat16 and float16, got float64"),
@@ -116,9 +196,23 @@ def test_unknown_name(ask, monkeypatch):
         ("cpu", V.to("meta"), "it takes CPU tensors, got a tensor on meta"),
     ],
 )
-def test_request_that_cannot_be_served(backend, tensor, reason):
-    with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot serve this call: {reason}"):
-        context_aggregation(tensor, tensor, tensor, backend=backend)
+def test_request_that_cannot_be_served(name, tensor, reason):
+    with pytest.raises(RuntimeError, match=f"backend '{name}' cannot serve this call: {reason}"):
+        context_aggregation(tensor, tensor, tensor, backend=name)
+
+
+@pytest.mark.parametrize(
+    ("dense", "tokens", "reason"),
+    [
+        (True, 4, "it has no dense affinity beside the dynamic term"),
+        (False, 9000, "a row of 9000 tokens of head_dim 8"),
+    ],
+)
+def test_what_the_cuda_mix_does_not_take(dense, tokens, reason):
+    with run_cuda_on_host():
+        assert reason in why_not("cuda", V.expand(1, 4, 2, 8)[:, :1].expand(1, tokens, 2, 8), True, dense)
+        assert why_not("cuda", V, True, False) is None
+        assert why_not("cuda", V, False, True) is None  # a static term alone is another op's, or the library's
 
 
 def test_missing_extension_is_explained(monkeypatch):

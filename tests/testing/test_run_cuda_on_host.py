@@ -1,0 +1,90 @@
+"""run_cuda_on_host: when "cuda" takes CPU tensors, the order of the threads, and what the compiler makes of it."""
+
+import pytest
+import torch
+
+from container_kernels import _extension, local_aggregation, use_backend
+from container_kernels.testing import run_cuda_on_host
+
+X = torch.randn(1, 5, 6, 4)
+WEIGHT = torch.randn(4, 3, 3)
+
+
+@pytest.fixture
+def orders(monkeypatch):
+    """The orders that the module was told, in place of the module."""
+    told = []
+
+    class Module:
+        set_thread_order = staticmethod(told.append)
+
+    monkeypatch.setattr(_extension, "load_cuda_host", lambda: Module)
+    return told
+
+
+def refuses_cpu_tensors():
+    with pytest.raises(RuntimeError, match=r"CPU tensors only inside container_kernels\.testing\.run_cuda_on_host\(\)"):
+        local_aggregation(X, WEIGHT, backend="cuda")
+    return True
+
+
+def test_only_inside_and_only_when_asked_for():
+    assert refuses_cpu_tensors()
+    expected = local_aggregation(X, WEIGHT, backend="reference")
+    with run_cuda_on_host(), torch.profiler.profile() as profile:
+        torch.testing.assert_close(local_aggregation(X, WEIGHT, backend="cuda"), expected)
+        with use_backend("cuda"):
+            torch.testing.assert_close(local_aggregation(X, WEIGHT), expected)
+        local_aggregation(X, WEIGHT)
+    ran = {event.key: event.count for event in profile.key_averages() if event.key.startswith("container_kernels::")}
+    assert ran == {"container_kernels::local_fwd_cuda": 2, "container_kernels::local_fwd_cpu": 1}
+    assert refuses_cpu_tensors()
+
+
+def test_order_nests_and_is_restored(orders):
+    with run_cuda_on_host(order="descending"):
+        with run_cuda_on_host():
+            assert orders == ["descending", "ascending"]
+        assert orders[2:] == ["descending"]
+    assert orders[3:] == ["ascending"]
+
+
+def test_an_error_inside_restores(orders):
+    with pytest.raises(KeyError), run_cuda_on_host(order="descending"):
+        raise KeyError
+    assert orders == ["descending", "ascending"]
+    assert refuses_cpu_tensors()
+
+
+def test_unknown_order(orders):
+    message = "order: expected one of ascending, descending, got 'random'"
+    with pytest.raises(ValueError, match=message), run_cuda_on_host(order="random"):
+        pass
+    assert not orders
+
+
+def test_a_build_that_failed_is_an_error(monkeypatch):
+    def fail():
+        raise RuntimeError("kernel.cu:1: error: expected a kernel")
+
+    monkeypatch.setattr(_extension, "load_cuda_host", fail)
+    with pytest.raises(RuntimeError, match="expected a kernel"), run_cuda_on_host():
+        pass
+    assert refuses_cpu_tensors()
+
+
+def test_compiles_without_a_break_and_is_guarded_on(fresh_compiler):
+    """The compiled function runs the kernels inside, and refuses CPU tensors again outside."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def aggregate(x, weight):
+        return local_aggregation(x, weight, backend="cuda")
+
+    weight = WEIGHT.clone().requires_grad_()
+    with run_cuda_on_host():
+        out = aggregate(X, weight)
+        out.sum().backward()
+    torch.testing.assert_close(out, local_aggregation(X, WEIGHT, backend="reference"))
+    assert weight.grad.count_nonzero()
+    with pytest.raises(Exception, match="cannot serve this call: it takes CUDA tensors"):
+        aggregate(X, weight)
