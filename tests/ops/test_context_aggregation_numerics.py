@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from backends import ALL, DEVICES, DTYPES, FUSED, backends_and_dtypes, dtype_name
+from backends import ALL, DENSE, DEVICES, DTYPES, FUSED, GPU, identifier, served
 
 from container_kernels import context_aggregation
-from container_kernels.testing import MixCase, assert_within_budget, eager_context_aggregation, poisoned_outputs
+from container_kernels.testing import (
+    MixCase,
+    assert_within_budget,
+    eager_context_aggregation,
+    poisoned_outputs,
+    run_cuda_on_host,
+)
 
 CASES = [
     MixCase(),  # attention + 5×5, tokens in no round number
@@ -55,8 +61,11 @@ def summed_by_mixing_weights(inputs, exact):
     return terms
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("backend", "dtype"), backends_and_dtypes(), ids=dtype_name)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "case"),
+    [(backend, dtype, case) for backend, case in served(CASES) for dtype in DTYPES[backend]],
+    ids=identifier,
+)
 def test_matches_float64(backend, dtype, case):
     inputs = case.make(dtype, DEVICES[backend], grad=True)
     exact, exact_grads = run(context_aggregation, inputs.double(), backend="reference")
@@ -113,9 +122,8 @@ def test_nan_propagates(backend, place):
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize(("batch", "height", "width"), [(0, 3, 4), (2, 0, 4)], ids=["no images", "no tokens"])
 def test_empty(backend, batch, height, width):
-    inputs = MixCase(batch=batch, height=height, width=width, dense=True).make(
-        torch.float32, DEVICES[backend], grad=True
-    )
+    case = MixCase(batch=batch, height=height, width=width, dense=backend in DENSE)
+    inputs = case.make(torch.float32, DEVICES[backend], grad=True)
     out, grads = run(context_aggregation, inputs, backend=backend)
     assert out.shape == (batch, height * width, 2, 16)
     assert grads.keys() == inputs.leaves.keys()
@@ -166,8 +174,7 @@ def test_packed_projection_is_read_in_place(backend, monkeypatch):
         assert read.data_ptr() == given.data_ptr() and read.stride() == given.stride()
 
 
-@pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("case", [CASES[2], CASES[7]], ids=str)
+@pytest.mark.parametrize(("backend", "case"), served([CASES[2], CASES[0], CASES[7]], FUSED), ids=identifier)
 def test_repeats_are_bit_identical(backend, case):
     dtype = DTYPES[backend][0]
     inputs = case.make(dtype, DEVICES[backend], grad=True)
@@ -176,6 +183,21 @@ def test_repeats_are_bit_identical(backend, case):
         out, grads = run(context_aggregation, inputs, backend=backend)
         assert torch.equal(out, first)
         assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
+
+
+@pytest.mark.skipif(GPU, reason="a GPU's threads have no order")
+@pytest.mark.parametrize("dtype", DTYPES["cuda"], ids=identifier)
+@pytest.mark.parametrize("case", [case for backend, case in served(CASES, ["cuda"])], ids=str)
+def test_cuda_bits_do_not_depend_on_the_order_of_threads(case, dtype):
+    """A missing barrier shows in one order or the other."""
+    inputs = case.make(dtype, grad=True)
+    results = []
+    for order in ("ascending", "descending"):
+        with run_cuda_on_host(order=order), poisoned_outputs():
+            results.append(run(context_aggregation, inputs, backend="cuda"))
+    (out, grads), (other, other_grads) = results
+    assert torch.equal(out, other)
+    assert all(torch.equal(grads[name], other_grads[name]) for name in grads)
 
 
 def test_cpu_bits_do_not_depend_on_threads():
@@ -196,7 +218,7 @@ def test_cpu_bits_do_not_depend_on_threads():
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("shape", [(), (1,), (2,)], ids=str)
 def test_mixing_weights_of_every_shape(backend, shape):
-    inputs = MixCase(dense=True).make(torch.float32, DEVICES[backend])
+    inputs = MixCase(dense=backend in DENSE).make(torch.float32, DEVICES[backend])
     qkv, arguments = inputs.arguments()
     alpha = torch.full(shape, 0.3, device=DEVICES[backend], requires_grad=True)
     beta = torch.full(shape, -0.7, device=DEVICES[backend], requires_grad=True)

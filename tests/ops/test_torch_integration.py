@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from backends import DEVICES, FUSED
+from backends import DENSE, DEVICES, FUSED, identifier, served
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import (
@@ -25,8 +25,7 @@ def mix_arguments(case, backend, grad):
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(("backend", "case"), served(CASES, FUSED), ids=identifier)
 def test_opcheck_mix(backend, case, grad):
     arguments = mix_arguments(case, backend, grad)
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_fwd_{backend}"), arguments)
@@ -38,6 +37,11 @@ def test_opcheck_mix(backend, case, grad):
         getattr(torch.ops.container_kernels, f"mix_bwd_{backend}"),
         (torch.randn_like(v), q, k, v, alpha, weight, affinity, logsumexp, height, width, scale),
     )
+    if backend == "cuda" and weight is not None:
+        torch.library.opcheck(
+            torch.ops.container_kernels.mix_bwd_local_cuda,
+            (torch.randn_like(v), q, k, v, alpha, weight, logsumexp, height, width, scale),
+        )
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])
@@ -54,7 +58,7 @@ def test_opcheck_local(backend, bias, grad):
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}"), (grad_out, x, 3, 5))
 
 
-def gated(packed, weight, bias, gate, affinity, grid_size):
+def gated(grid_size, packed, weight, bias, gate, affinity=None):
     """A small network around the op: what a user compiles."""
     q, k, v = packed.unbind(2)
     alpha = gate.sigmoid()
@@ -81,18 +85,18 @@ def normalized(image, channel_sum, channel_square_sum):
     return (image - mean) * (channel_square_sum / count - mean.square() + 1).rsqrt()
 
 
-def gated_leaves(device, batch=2, grid=(4, 5)):
+def gated_leaves(device, batch=2, grid=(4, 5), dense=True):
     tokens = grid[0] * grid[1]
-    shapes = ((batch, tokens, 3, 2, 8), (16, 5, 5), (16,), (1,), (2, tokens, tokens))
+    shapes = [(batch, tokens, 3, 2, 8), (16, 5, 5), (16,), (1,)] + [(2, tokens, tokens)] * dense
     return [torch.randn(shape, device=device).requires_grad_() for shape in shapes]
 
 
 @pytest.mark.parametrize("backend", ["reference", *FUSED])
 def test_compile_fullgraph(backend, fresh_compiler):
-    leaves = gated_leaves(DEVICES[backend])
+    leaves = gated_leaves(DEVICES[backend], dense=backend in DENSE)
     with use_backend(backend):
-        expected = gated(*leaves, (4, 5))
-        compiled = torch.compile(gated, fullgraph=True)(*leaves, (4, 5))
+        expected = gated((4, 5), *leaves)
+        compiled = torch.compile(gated, fullgraph=True)((4, 5), *leaves)
         torch.testing.assert_close(compiled, expected)
         for grad, other in zip(
             torch.autograd.grad(compiled.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
@@ -115,7 +119,7 @@ def test_compiled_graph_shows_what_ran_and_follows_the_request(fresh_compiler):
     compiled = torch.compile(gated, fullgraph=True, backend=record)
     for name in ("cpu", "reference", "cpu"):
         with use_backend(name):
-            compiled(*leaves, (4, 5))
+            compiled((4, 5), *leaves)
     assert len(graphs) == 2  # one a backend; the third call found the first graph
     assert "container_kernels.mix_fwd_cpu" in " ".join(graphs[0])
     assert "container_kernels.local_fwd_stats_cpu" in " ".join(graphs[0])
@@ -128,24 +132,24 @@ def test_compile_dynamic_batch_and_grid(fresh_compiler):
     # No two sizes alike: the compiler would take them for one.
     for batch, grid in ((6, (4, 9)), (7, (6, 10)), (9, (11, 4))):
         leaves = gated_leaves("cpu", batch, grid)
-        torch.testing.assert_close(compiled(*leaves, grid), gated(*leaves, grid))
+        torch.testing.assert_close(compiled(grid, *leaves), gated(grid, *leaves))
     assert counter.frame_count == 1
 
 
 class Gated(torch.nn.Module):
     def forward(self, packed, weight, bias, gate):
-        return gated(packed, weight, bias, gate, None, (4, 5))
+        return gated((4, 5), packed, weight, bias, gate)
 
 
 def test_export_is_plain_pytorch(tmp_path):
     """The exported program has none of our operators, takes any batch, and survives a file."""
-    leaves = [leaf.detach() for leaf in gated_leaves("cpu")][:4]
+    leaves = [leaf.detach() for leaf in gated_leaves("cpu", dense=False)]
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(Gated(), tuple(leaves), dynamic_shapes=({0: batch}, None, None, None))
     assert not any("container_kernels" in name for name in operators_of(program.graph_module))
     torch.export.save(program, tmp_path / "gated.pt2")
     loaded = torch.export.load(tmp_path / "gated.pt2").module()
-    other = [leaf.detach() for leaf in gated_leaves("cpu", batch=7)][:4]
+    other = [leaf.detach() for leaf in gated_leaves("cpu", batch=7, dense=False)]
     with use_backend("reference"):
         torch.testing.assert_close(loaded(*other), Gated()(*other))
 
@@ -189,16 +193,16 @@ def test_compile_under_autocast(fresh_compiler):
     leaves = gated_leaves("cpu")
     compiled = torch.compile(gated, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(compiled(*leaves, (4, 5)), gated(*leaves, (4, 5)))
+        torch.testing.assert_close(compiled((4, 5), *leaves), gated((4, 5), *leaves))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("backend", FUSED)
 def test_activation_checkpointing(backend, use_reentrant):
-    leaves = gated_leaves(DEVICES[backend])
+    leaves = gated_leaves(DEVICES[backend], dense=backend in DENSE)
     with use_backend(backend):
-        plain = torch.autograd.grad(gated(*leaves, (4, 5)).sum(), leaves)
-        out = checkpoint(gated, *leaves, (4, 5), use_reentrant=use_reentrant)
+        plain = torch.autograd.grad(gated((4, 5), *leaves).sum(), leaves)
+        out = checkpoint(gated, (4, 5), *leaves, use_reentrant=use_reentrant)
         if use_reentrant:
             out.sum().backward()
             again = [leaf.grad for leaf in leaves]
