@@ -10,6 +10,8 @@ from timing import Contender
 from torch import Tensor
 
 OURS, EAGER, COMPILED = "ours", "eager", "torch.compile"
+# Ours on a backend that is asked for: what the automatic choice of a GPU's ops is judged by.
+BACKENDS = {"ours on cuda": "cuda", "ours on triton": "triton"}
 
 # Relative L2 difference to eager that rounding explains; a wrong border, tap or scale differs by far more.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The ops against plain PyTorch: `context_aggregation` (mix) and `local_aggregation` (depthwise)."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import floors
 import torch
 import torch.nn.functional as F
-from contenders import COMPILED, EAGER, OURS, TOLERANCE
+from contenders import BACKENDS, COMPILED, EAGER, OURS, TOLERANCE
 from machine import bench_dtype
 from timing import Contender
 from torch import Tensor
@@ -96,7 +97,7 @@ class MixProblem(OpProblem):
         baselines = {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)}
         if self.device == "cuda" and self.case.tokens > 256:
             baselines["fastest attention alone"] = tuple(SDPA)
-        return baselines
+        return baselines | _backends(self.device)
 
     def function(self, name: str) -> Callable[..., Tensor]:
         if name in SDPA:
@@ -145,7 +146,7 @@ class DepthwiseProblem(OpProblem):
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:
         eager = (EAGER, NATIVE) if self.device == "cuda" else (EAGER,)
-        return {"eager": eager, "torch.compile of eager": (COMPILED,)}
+        return {"eager": eager, "torch.compile of eager": (COMPILED,)} | _backends(self.device)
 
     def function(self, name: str) -> Callable[..., Tensor]:
         if name == NATIVE:
@@ -164,11 +165,18 @@ class DepthwiseProblem(OpProblem):
         return leaves, tuple(leaves.values()), {}, _random(shape, self, seed + 3)
 
 
+def _backends(device: str) -> dict[str, tuple[str, ...]]:
+    """Each of a GPU's backends as a baseline of its own."""
+    return {name: (name,) for name in BACKENDS} if device == "cuda" else {}
+
+
 def _implementation(name: str, ours: Callable, eager: Callable) -> Callable:
     if name == COMPILED:
         # Every problem compiles afresh: earlier shapes would count towards the recompilation limit.
         torch.compiler.reset()
         return torch.compile(eager, dynamic=False)
+    if name in BACKENDS:
+        return functools.partial(ours, backend=BACKENDS[name])
     return {OURS: ours, EAGER: eager}[name]
 
 

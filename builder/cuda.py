@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import nvcc as toolkit
-from .commands import Command, NothingToBuild, quoted
+from .commands import Command, NothingToBuild, quoted, run
 from .compiler import find_compiler, include_flags
 from .graph import Step, compilation, locked, run_steps
 from .project import BUILD_DIR, MODULE_SUFFIX, SOURCES, env
@@ -51,6 +51,18 @@ def build(record: dict[str, Any]) -> Path:
         link = Step(module, objects, [*compiler, "-shared", *objects, "-o", module, *link_flags])
         run_steps(FOLDER, [bindings, *kernels], link)
     return module
+
+
+def build_program(source: Path, output: Path) -> None:
+    """Build a program, for this machine's GPU, of a source and the kernels as the last build compiled them.
+
+    Raises:
+        CannotBuild: the text says why.
+    """
+    nvcc = toolkit.find()
+    kernels = sorted(FOLDER.glob("**/*.cu.o"))
+    flags = ["-std=c++20", "--expt-relaxed-constexpr", *toolkit.arch_flags(nvcc, "native"), "-lineinfo"]
+    run([nvcc, *flags, "-I", SOURCES, source, *kernels, "-o", output])
 
 
 def _kernel_compilations(nvcc: Command) -> list[Step]:

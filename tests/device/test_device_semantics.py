@@ -4,9 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
-from builder.project import SOURCES
+from builder import cuda
 
 HERE = Path(__file__).parent
 CHECKS = 14
@@ -25,13 +24,6 @@ def test_host_half(host_program, sanitizer):
 
 @pytest.mark.gpu
 def test_nvcc_half(tmp_path):
-    from builder.cuda import find_nvcc
-
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("needs nvcc")
-    major, minor = torch.cuda.get_device_capability()
     program = tmp_path / "semantics"
-    command = [nvcc, "-std=c++20", "--expt-relaxed-constexpr", f"-arch=sm_{major}{minor}", "-I", SOURCES]
-    subprocess.run([*command, HERE / "semantics.cu", SOURCES / "common" / "runtime.cu", "-o", program], check=True)
+    cuda.build_program(HERE / "semantics.cu", program)
     holds(subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""One line a problem of a table that `bench/table.py` wrote: python bench/brief.py RESULT.json
+
+Columns: milliseconds of ours, of the floor that is %, how many times faster ours is than each baseline, and the
+milliseconds of our backends by name.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from contenders import BACKENDS
+
+
+def lines(report: dict) -> list[str]:
+    """The table as aligned text; a star behind a ratio says that its target is met, an exclamation mark that not."""
+    problems: dict[str, list[dict]] = {}
+    for row in report["rows"]:
+        problems.setdefault(row["problem"], []).append(row)
+    head = ("problem", "ours µs", "% floor", "eager", "compiled", "attention", "cuda µs", "triton µs")
+    table = [head]
+    for problem, rows in problems.items():
+        against = {row["against"].partition(" (")[0]: row for row in rows}
+
+        def ratio(baseline: str, against=against) -> str:
+            row = against.get(baseline)
+            return "-" if row is None else f"{row['ratio']:.2f}{ {True: '*', False: '!', None: ''}[row['met']] }"
+
+        def microseconds(baseline: str, against=against) -> str:
+            row = against.get(baseline)
+            return "-" if row is None else f"{1e3 * row['theirs_ms']:.1f}"
+
+        baselines = ("eager", "torch.compile of eager", "fastest attention alone")
+        ours = f"{1e3 * rows[0]['ours_ms']:.1f}", f"{rows[0]['percent_of_floor']:.0f}"
+        table.append((problem, *ours, *map(ratio, baselines), *map(microseconds, BACKENDS)))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in table
+    ]
+
+
+def main(path: str) -> None:
+    report = json.loads(Path(path).read_text(encoding="utf-8"))
+    print("\n".join(lines(report)))
+    for message in (*report["notes"], *report["wrong"]):
+        print(message)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

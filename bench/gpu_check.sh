@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can tell, in at most eight minutes, on a machine with torch >= 2.11, nvcc and an NVIDIA GPU of
+# compute capability 8.0 or higher; nothing is installed into its environment.
+#
+#     bash bench/gpu_check.sh [FOLDER]     logs and tables go to FOLDER, by default build/gpu_check
+#
+# Builds the extension for this GPU, runs the tests of the ops on it and the kernels under compute-sanitizer (memcheck and
+# racecheck), then times the ops. What it found comes last, as one table. Status 1 when a check failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=$(mkdir -p "${1:-build/gpu_check}" && cd "${1:-build/gpu_check}" && pwd)
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export CONTAINER_KERNELS_REQUIRE_EXT=1 CONTAINER_KERNELS_CUDA_ARCHS=${CONTAINER_KERNELS_CUDA_ARCHS:-native}
+# Of all steps together, in seconds; the clock of the last one gets what the others left.
+limit=${GPU_CHECK_SECONDS:-470}
+failed=0
+summary=()
+
+left() { echo $((limit - SECONDS)); }
+
+note() { # note STEP RESULT
+    summary+=("$(printf '%-28s %-70s %4ss' "$1" "$2" "$SECONDS")")
+    echo "${summary[-1]}"
+}
+
+# The last line of a log, or what a status that is not 0 means.
+result() { # result STATUS LOG
+    case $1 in
+    124 | 137) echo "FAILED: out of time" ;;
+    0) tail -n 1 "$2" ;;
+    *) echo "FAILED (status $1): $(tail -n 1 "$2")" ;;
+    esac
+}
+
+finish() { # finish STEP STATUS LOG
+    [ "$2" = 0 ] || failed=1
+    note "$1" "$(result "$2" "$3")"
+}
+
+python -c '
+import torch
+
+if not torch.cuda.is_available():
+    raise SystemExit("gpu_check needs a CUDA device, torch sees none")
+print(torch.cuda.get_device_name(), "torch", torch.__version__, "CUDA", torch.version.cuda)
+' || exit 1
+
+python setup.py --quiet build_ext --inplace >"$out/build.log" 2>&1
+status=$?
+finish "build" "$status" "$out/build.log"
+[ "$status" = 0 ] || {
+    tail -n 30 "$out/build.log"
+    exit 1
+}
+python -m container_kernels | tee "$out/report.txt"
+
+# Checks do not disturb each other, only times: they run side by side.
+checks_limit=$(($(left) * 45 / 100))
+timeout "$checks_limit" python -m pytest -q -p no:cacheprovider tests/ops tests/device \
+    -k "cuda or nvcc or host" >"$out/tests-cuda.log" 2>&1 &
+cuda_tests=$!
+timeout "$checks_limit" python -m pytest -q -p no:cacheprovider tests/ops tests/modules -m gpu >"$out/tests-gpu.log" 2>&1 &
+gpu_tests=$!
+timeout "$checks_limit" python -m pytest -q -p no:cacheprovider tests/ops -k "triton and not float16" \
+    >"$out/tests-triton.log" 2>&1 &
+triton_tests=$!
+
+sanitizer=$(command -v compute-sanitizer || true)
+[ -n "$sanitizer" ] || sanitizer=$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")/compute-sanitizer
+if [ -x "$sanitizer" ]; then
+    if python - "$out/run_kernels" >"$out/run_kernels.log" 2>&1 <<'PYTHON'; then
+import sys
+from pathlib import Path
+
+from builder.cuda import build_program
+
+build_program(Path("tests/device/run_kernels.cu"), Path(sys.argv[1]))
+PYTHON
+        for tool in memcheck racecheck; do
+            timeout "$checks_limit" "$sanitizer" --tool "$tool" --error-exitcode 3 "$out/run_kernels" >"$out/$tool.log" 2>&1
+            finish "compute-sanitizer $tool" $? "$out/$tool.log"
+        done
+    else
+        finish "compute-sanitizer" 1 "$out/run_kernels.log"
+    fi
+else
+    note "compute-sanitizer" "not on this machine: not run"
+fi
+
+for step in cuda gpu triton; do
+    declare -n job=${step}_tests
+    wait "$job"
+    status=$?
+    [ "$status" = 5 ] && status=0 # no test of that kind
+    finish "tests, $step" "$status" "$out/tests-$step.log"
+done
+
+timeout "$(left)" python bench/table.py --only mix,depthwise --seconds 0.5 --output "$out" >"$out/table.log" 2>&1
+status=$?
+finish "times" "$status" "$out/table.log"
+
+echo
+printf '%s\n' "${summary[@]}"
+echo
+table=$(find "$out" -name '*-mix-depthwise.json' -newer "$out/build.log" | head -n 1)
+[ -z "$table" ] || python bench/brief.py "$table"
+exit "$failed"

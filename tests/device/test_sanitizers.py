@@ -1,0 +1,13 @@
+"""The shipped kernels under AddressSanitizer (accesses beyond an end) and ThreadSanitizer (races), in both orders."""
+
+import pytest
+
+from builder.cuda_host import kernel_sources
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+@pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
+def test_kernels_are_clean(host_program, sanitizer, order):
+    finished = host_program("run_kernels.cu", sanitizer, *kernel_sources())(order)
+    assert finished.returncode == 0, finished.stdout[-4000:]
+    assert finished.stdout == "all kernels ran\n"
