@@ -12,8 +12,9 @@ struct Tokens {
     void* data;
     int64_t batch_stride, token_stride, head_stride;
 
+    // constexpr, so that device code can call it.
     template <class T>
-    T* head(int64_t batch, int64_t head) const {
+    constexpr T* head(int64_t batch, int64_t head) const {
         return static_cast<T*>(data) + batch * batch_stride + head * head_stride;
     }
 };

@@ -10,17 +10,17 @@ namespace ck::cuda {
 // The channels of a head as they lie in shared memory; those from head_dim on are zeros.
 constexpr int padded_head_dim(int head_dim) { return head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128; }
 
-// Elements from one row of D channels to the next: 16 bytes between rows put the eight rows that ldmatrix reads
-// at once into different banks.
+// Elements from one row of D channels to the next: 16 bytes between rows put the eight rows that ldmatrix
+// reads at once into different banks.
 template <class T, int D>
 constexpr int kPitch = D + kVector<T>;
 
 // The widest access, of 16 or 4 bytes or one element, that every head's rows are aligned to and consist of.
 inline int row_access(const Tokens& tokens, int head_dim, int element_bytes) {
-    const auto all = reinterpret_cast<uintptr_t>(tokens.data) |
-                     static_cast<uint64_t>(tokens.batch_stride | tokens.token_stride | tokens.head_stride |
-                                           head_dim) *
-                         element_bytes;
+    const auto all =
+        reinterpret_cast<uintptr_t>(tokens.data) |
+        static_cast<uint64_t>(tokens.batch_stride | tokens.token_stride | tokens.head_stride | head_dim) *
+            element_bytes;
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : element_bytes;
 }
 
@@ -46,8 +46,8 @@ CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, in
 }  // namespace tile
 
 // Starts to copy `valid_rows` tokens, `stride` elements apart, into `count` rows of shared memory, `Pitch`
-// elements apart; the other rows, and the channels from head_dim to D, become zeros. `thread` of `threads` share
-// the work; the caller commits and waits. `access` is from row_access.
+// elements apart; the other rows, and the channels from head_dim to D, become zeros. `thread` of `threads`
+// share the work; the caller commits and waits. `access` is from row_access.
 template <class T, int D, int Pitch = kPitch<T, D>>
 CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
                          int access, int thread, int threads) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The local term from values in shared memory. Taking the taps of every output one by one would read each value
-// K * K times, more than shared memory can give. Here a thread owns two neighboring channels, keeps their weights
-// in registers and walks along an image row with K sums under way: each value is read once per row of the window.
+// The local term from values in shared memory. Taking the taps of every output one by one would read each
+// value K * K times, more than shared memory can give. Here a thread owns two neighboring channels, keeps
+// their weights in registers and walks along an image row with K sums under way: each value is read once per
+// row of the window.
 #pragma once
 
 #include <type_traits>
