@@ -53,10 +53,10 @@ def assert_statistics_of(out, channel_sum, channel_square_sum):
         assert_within_budget(name, sums, eager, exact, summed=worst)
 
 
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("backend", "dtype"), backends_and_dtypes(), ids=dtype_name)
-def test_matches_float64(backend, dtype, shape, residual):
+def test_matches_float64(backend, dtype, shape):
+    residual = SHAPES.index(shape) % 2 == 1  # both of it, without twice the time
     leaves = make(shape, dtype, DEVICES[backend], bias=not residual)
     (exact, *_), exact_grads = run(local_aggregation_with_statistics, promoted(leaves), residual, backend="reference")
     (eager, *_), eager_grads = run(eager_with_statistics, leaves, residual)
@@ -106,14 +106,16 @@ def test_every_instruction_set(level, dtype, shape):
 def test_infinity_stays_in_its_channel(backend, channels):
     """Vectors that overlap, or that compute a channel more than once, must not mix or repeat what they sum."""
     x = torch.ones(1, 3, 4, channels, device=DEVICES[backend])
-    weight = torch.ones(channels, 1, 1, device=DEVICES[backend])
+    weight = torch.ones(channels, 3, 3, device=DEVICES[backend])
+    _, *finite = local_aggregation_with_statistics(x, weight, backend=backend)
     for channel in range(0, channels, 3):
         infinite = x.clone()
         infinite[0, 1, 2, channel] = torch.inf
-        _, channel_sum, square_sum = local_aggregation_with_statistics(infinite, weight, backend=backend)
-        expected = torch.full_like(channel_sum, 12)
-        expected[channel] = torch.inf
-        assert torch.equal(channel_sum, expected) and torch.equal(square_sum, expected)
+        _, *sums = local_aggregation_with_statistics(infinite, weight, backend=backend)
+        for actual, other in zip(sums, finite, strict=True):
+            assert actual[channel] == torch.inf
+            actual[channel] = other[channel]
+            assert torch.equal(actual, other)
 
 
 @pytest.mark.parametrize("backend", ALL)
