@@ -31,7 +31,7 @@ def refuses_cpu_tensors():
 def test_only_inside_and_only_when_asked_for():
     assert refuses_cpu_tensors()
     expected = local_aggregation(X, WEIGHT, backend="reference")
-    with run_cuda_on_host(), torch.profiler.profile() as profile:
+    with run_cuda_on_host(), torch.profiler.profile(acc_events=True) as profile:
         torch.testing.assert_close(local_aggregation(X, WEIGHT, backend="cuda"), expected)
         with use_backend("cuda"):
             torch.testing.assert_close(local_aggregation(X, WEIGHT), expected)
