@@ -43,11 +43,13 @@ CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count,
             square_sum[v] += short_square_sum[v];
         }
     }
-    const auto add = [&](double* place, V value) __attribute__((always_inline)) {
-        using Doubles = Vec<double, L>;
-        const V lanes = lane_numbers<V>(MakeLaneIndices<L>{});
-        const V missing = lanes < static_cast<Element<V>>(counted) ? V{} : value;
-        store(place, load<Doubles>(place) + __builtin_convertvector(missing, Doubles));
+    const V lanes = lane_numbers<V>(MakeLaneIndices<L>{});
+    const auto add = [&](double* target, V value) __attribute__((always_inline)) {
+        const V added = lanes < static_cast<Element<V>>(counted) ? V{} : value;
+        Vec<double, L> total;  // wider than a register: the compiler warns of functions that take or return it
+        __builtin_memcpy(&total, target, sizeof(total));
+        total += __builtin_convertvector(added, Vec<double, L>);
+        __builtin_memcpy(target, &total, sizeof(total));
     };
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
