@@ -2,7 +2,7 @@
 // The mix's forward in float32: products by fused multiply-add, from tiles in registers.
 #include <cmath>
 
-#include "context_aggregation/cuda/forward_input.h"
+#include "context_aggregation/cuda/forward_block.h"
 #include "context_aggregation/cuda/forward_output.h"
 
 namespace ck::cuda {
@@ -30,6 +30,15 @@ struct Attention {
 
     float sum[4][D / 8];  // of probability * value
     float total[4];       // of the probabilities, of this lane's keys until the end
+
+    // `first` is the first of the warp's queries in the chunk.
+    CK_DEVICE Attention(const ForwardBlock<float, D>& block, int first)
+        : queries(block.chunk_rows + first * kRow),
+          keys(block.keys),
+          values(block.values),
+          probabilities(block.scratch + first * kProbabilityPitch),
+          tokens(block.tokens),
+          scale(block.scale()) {}
 
     CK_DEVICE static int group() { return lane() / 8; }
     CK_DEVICE static int member() { return lane() % 8; }
@@ -140,79 +149,58 @@ struct Attention {
 template <int D>
 CK_KERNEL(256, D == 128 ? 1 : 2)
 mix_forward_kernel(ForwardArguments arguments) {
-    const MixForward& mix = arguments.mix;
-    const ForwardPlan& plan = arguments.plan;
-    const int64_t batch = block_index().x / mix.shape.heads, head = block_index().x % mix.shape.heads;
-    const int tokens = static_cast<int>(mix.shape.tokens);
-    constexpr int kRow = kPitch<float, D>;
-
     CK_DYNAMIC_SHARED(shared);
-    float* const keys = reinterpret_cast<float*>(shared);
-    float* const values = keys + plan.key_rows * kRow;
-    float* const chunk = values + plan.key_rows * kRow;
-    float* const probabilities = chunk + plan.chunk_rows * kRow;
-    float* const weight = probabilities + plan.chunk_rows * kProbabilityPitch;
-    load_head<float, D>(arguments, batch, head, keys, values, weight);
-
-    for (int begin = 0; begin < tokens; begin += plan.chunk_rows) {
-        const int end = begin + plan.chunk_rows < tokens ? begin + plan.chunk_rows : tokens;
-        load_queries<float, D, kRow>(arguments, batch, head, begin, chunk);
-
+    const ForwardBlock<float, D> block(arguments, shared);
+    block.load_head();
+    for (Chunk chunk{0, 0}; chunk.end < block.tokens;) {
+        chunk = block.load_chunk(chunk.end);
         const int first = warp() * kQueries;
-        Attention<D> attention;
-        attention.queries = chunk + first * kRow;
-        attention.keys = keys;
-        attention.values = values;
-        attention.probabilities = probabilities + first * kProbabilityPitch;
-        attention.tokens = tokens;
-        attention.scale = static_cast<float>(mix.shape.scale * 1.4426950408889634);
-
-        // As with tensor cores: a shift that keeps the sums in range is enough.
-        float shift[4];
-        attention.find_largest(shift, kKeys);
-        attention.accumulate(shift);
-        if (attention.lost_range()) {
-            attention.find_largest(shift, tokens);
+        if (chunk.begin + first < chunk.end) {
+            Attention<D> attention(block, first);
+            // As with tensor cores: a shift that keeps the sums in range is enough.
+            float shift[4];
+            attention.find_largest(shift, kKeys);
             attention.accumulate(shift);
-        }
-        sync_warp();  // the queries have been read
-
-        const float alpha = static_cast<const float*>(mix.alpha)[head];
-        float* const logsumexp =
-            static_cast<float*>(mix.logsumexp) + (batch * mix.shape.heads + head) * mix.shape.tokens;
-        CK_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            const int row = first + attention.group() + 4 * i;
-            const float factor = alpha / attention.total[i];
-            CK_UNROLL
-            for (int c = 0; c < D / 32; ++c) {
-                const float* const sum = attention.sum[i] + 4 * c;
-                store(chunk + row * kRow + 32 * c + 4 * attention.member(),
-                      Vec<float, 4>{sum[0] * factor, sum[1] * factor, sum[2] * factor, sum[3] * factor});
+            if (attention.lost_range()) {
+                attention.find_largest(shift, block.tokens);
+                attention.accumulate(shift);
             }
-            if (attention.member() == 0 && begin + row < end) {
-                logsumexp[begin + row] =
-                    (shift[i] * attention.scale + log2_approx(attention.total[i])) * 0.6931471805599453f;
+            sync_warp();  // the queries have been read
+            CK_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const int row = first + attention.group() + 4 * i;
+                const float factor = block.alpha() / attention.total[i];
+                CK_UNROLL
+                for (int c = 0; c < D / 32; ++c) {
+                    const float* const sum = attention.sum[i] + 4 * c;
+                    store(block.attention() + row * block.kRow + 32 * c + 4 * attention.member(),
+                          Vec<float, 4>{sum[0] * factor, sum[1] * factor, sum[2] * factor, sum[3] * factor});
+                }
+                if (attention.member() == 0 && chunk.begin + row < chunk.end) {
+                    block.logsumexp()[chunk.begin + row] =
+                        (shift[i] * attention.scale + log2_approx(attention.total[i])) * 0.6931471805599453f;
+                }
             }
         }
         sync_threads();
-        write_output<float, D>(arguments, {chunk, values, weight, batch, head, begin, end});
+        write_output(block, chunk);
     }
 }
 
 }  // namespace
 
-void forward_float32(const ForwardArguments& arguments, const ForwardLayout& layout, Stream stream) {
+void forward_float32(const ForwardArguments& arguments, Stream stream) {
     const MixShape& shape = arguments.mix.shape;
+    const ForwardLayout& layout = arguments.layout;
     const Dim3 grid{static_cast<unsigned>(shape.batch * shape.heads)};
     const int threads = layout.warps * kWarpSize;
     switch (padded_head_dim(shape.head_dim)) {
         case 32:
-            return launch<mix_forward_kernel<32>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<32>>(grid, threads, layout.bytes, stream, arguments);
         case 64:
-            return launch<mix_forward_kernel<64>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<64>>(grid, threads, layout.bytes, stream, arguments);
         default:
-            return launch<mix_forward_kernel<128>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<128>>(grid, threads, layout.bytes, stream, arguments);
     }
 }
 

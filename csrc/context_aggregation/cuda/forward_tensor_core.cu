@@ -2,7 +2,7 @@
 // The mix's forward in bfloat16 and float16: the products by tensor cores, scores and sums in float32.
 #include <cmath>
 
-#include "context_aggregation/cuda/forward_input.h"
+#include "context_aggregation/cuda/forward_block.h"
 #include "context_aggregation/cuda/forward_output.h"
 
 namespace ck::cuda {
@@ -11,13 +11,14 @@ namespace {
 
 constexpr int kTile = 16;  // queries, or keys, of one step
 
-// An exponent's sum that is not larger than this lost nothing: no probability overflowed T, and no product
-// with a value below 1e29 overflowed float32.
+// Sums of probabilities up to here lost nothing: no probability overflowed T, and no product with a value
+// below 1e29 overflowed float32.
 template <class T>
 constexpr float kLargestSum = kIsBFloat16<T> ? 1 << 30 : 1 << 15;
 
-// One warp's queries, Tiles times 16 of them, and all keys and values of the head in shared memory. In lane
-// 4 g + t, index r of (Tiles, 2) stands for query 16 tile + g + 8 r.
+// One warp's queries, kTiles times 16 of them, with all keys and values of the head. In lane 4 g + t, element
+// [tile][r] of Rows stands for query 16 tile + g + 8 r, and [tile][n][2 r + e] of Scores for that and the key
+// 8 n + 2 t + e of sixteen.
 template <class T, int D>
 struct Attention {
     static constexpr int kTiles = D == 32 ? 2 : 1;
@@ -25,31 +26,35 @@ struct Attention {
     using Rows = float[kTiles][2];
     using Scores = float[kTiles][2][4];
 
-    const T* keys;
-    const T* values;
+    const T* keys;    // where this lane's address for ldmatrix is in the first sixteen
+    const T* values;  // the same
     int tokens;
-    float scale;  // to base 2: scale * log2(e)
+    float scale;  // of exponents to base 2
 
     uint32_t query[kTiles][D / 16][4];
     float sum[kTiles][D / 8][4];  // of probability * value
-    float weight[kTiles][4];      // of the rounded probabilities, in [0] and [2]
-    Rows total;                   // of the probabilities, of this lane's keys until the end
+    float weight[kTiles][4];      // the sum of the rounded probabilities in [0] and [2]
+    Rows total;                   // of the probabilities; of this lane's keys until the end
 
-    // `rows`: the warp's queries, 2 * kRow elements apart.
-    CK_DEVICE void load_queries(const T* rows) {
+    // `rows`: the warp's queries.
+    CK_DEVICE Attention(const ForwardBlock<T, D>& block, const T* rows)
+        : keys(block.keys + (lane() / 16 * 8 + lane() % 8) * kRow + lane() / 8 % 2 * 8),
+          values(block.values + lane() % 16 * kRow + lane() / 16 * 8),
+          tokens(block.tokens),
+          scale(block.scale()) {
         CK_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
             CK_UNROLL
             for (int i = 0; i < D / 16; ++i) {
-                load_matrix(query[tile][i],
-                            rows + (tile * kTile + lane() % 16) * (2 * kRow) + i * 16 + lane() / 16 * 8);
+                load_matrix(query[tile][i], rows +
+                                                (tile * kTile + lane() % 16) * ForwardBlock<T, D>::kChunkRow +
+                                                i * 16 + lane() / 16 * 8);
             }
         }
     }
 
-    // Query times key, of 16 keys.
-    CK_DEVICE void compute_scores(Scores& scores, int key) const {
-        const T* const row = keys + (key + lane() / 16 * 8 + lane() % 8) * kRow + lane() / 8 % 2 * 8;
+    // Query times key; `rows` is `keys` moved to the sixteen at hand.
+    CK_DEVICE void compute_scores(Scores& scores, const T* rows) const {
         CK_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
             CK_UNROLL
@@ -58,7 +63,7 @@ struct Attention {
         CK_UNROLL
         for (int i = 0; i < D / 16; ++i) {
             uint32_t key_pairs[4];
-            load_matrix(key_pairs, row + i * 16);
+            load_matrix(key_pairs, rows + i * 16);
             CK_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
                 multiply_add<T>(scores[tile][0], query[tile][i], {key_pairs[0], key_pairs[1]});
@@ -67,18 +72,18 @@ struct Attention {
         }
     }
 
-    // Whether element i of Scores' last two dimensions, of the 16 keys from `key` on, is of a token.
+    // Whether element i of a tile's scores, with the keys from `key` on, is of a token.
     CK_DEVICE bool is_token(int key, int i) const {
         return key + i / 4 * 8 + lane() % 4 * 2 + i % 2 < tokens;
     }
 
     // The largest scaled score of every query among the first `count` keys.
-    CK_DEVICE void compute_largest(Rows& largest, int count) const {
+    CK_DEVICE void find_largest(Rows& largest, int count) const {
         CK_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) largest[tile][0] = largest[tile][1] = -INFINITY;
+        for (int i = 0; i < 2 * kTiles; ++i) largest[i / 2][i % 2] = -INFINITY;
         for (int key = 0; key < count; key += kTile) {
             Scores scores;
-            compute_scores(scores, key);
+            compute_scores(scores, keys + key * kRow);
             CK_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
                 CK_UNROLL
@@ -89,18 +94,51 @@ struct Attention {
             }
         }
         CK_UNROLL
+        for (int i = 0; i < 2 * kTiles; ++i) {
+            float& row = largest[i / 2][i % 2];
+            row = fmaxf(row, shuffle_xor(row, 1));
+            row = fmaxf(row, shuffle_xor(row, 2));
+        }
+    }
+
+    // Adds sixteen keys. Masked: some of them are no tokens.
+    template <bool Masked>
+    CK_DEVICE void add_keys(const Rows& shift, int key, const T* key_rows, const T* value_rows) {
+        Scores scores;
+        compute_scores(scores, key_rows);
+        uint32_t probability[kTiles][4];
+        CK_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
             CK_UNROLL
-            for (int r = 0; r < 2; ++r) {
-                largest[tile][r] = fmaxf(largest[tile][r], shuffle_xor(largest[tile][r], 1));
-                largest[tile][r] = fmaxf(largest[tile][r], shuffle_xor(largest[tile][r], 2));
+            for (int i = 0; i < 8; ++i) {
+                float& score = scores[tile][i / 4][i % 4];
+                score = exp2_approx(score * scale - shift[tile][i / 2 % 2]);
+                if (Masked && !is_token(key, i)) score = 0;
+                total[tile][i / 2 % 2] += score;
+            }
+            // The accumulators' layout is that of the next product's first operand.
+            CK_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                probability[tile][i] =
+                    pack<T>(scores[tile][i / 2][i % 2 * 2], scores[tile][i / 2][i % 2 * 2 + 1]);
+            }
+            const uint32_t ones = pack<T>(1.f, 1.f);
+            multiply_add<T>(weight[tile], probability[tile], {ones, ones});
+        }
+        CK_UNROLL
+        for (int i = 0; i < D / 16; ++i) {
+            uint32_t value_pairs[4];
+            load_matrix_transposed(value_pairs, value_rows + i * 16);
+            CK_UNROLL
+            for (int tile = 0; tile < kTiles; ++tile) {
+                multiply_add<T>(sum[tile][2 * i], probability[tile], {value_pairs[0], value_pairs[1]});
+                multiply_add<T>(sum[tile][2 * i + 1], probability[tile], {value_pairs[2], value_pairs[3]});
             }
         }
     }
 
     // Sums over all keys with probabilities 2^(scaled score - shift).
     CK_DEVICE void accumulate(const Rows& shift) {
-        const uint32_t one_pair = pack<T>(1.f, 1.f);
         CK_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
             total[tile][0] = total[tile][1] = 0;
@@ -109,58 +147,27 @@ struct Attention {
             CK_UNROLL
             for (int i = 0; i < D / 2; ++i) sum[tile][i / 4][i % 4] = 0;
         }
-        for (int key = 0; key < tokens; key += kTile) {
-            Scores scores;
-            compute_scores(scores, key);
-            uint32_t probability[kTiles][4];
-            CK_UNROLL
-            for (int tile = 0; tile < kTiles; ++tile) {
-                CK_UNROLL
-                for (int i = 0; i < 8; ++i) {
-                    const int r = i / 2 % 2;
-                    float& score = scores[tile][i / 4][i % 4];
-                    score = exp2_approx(score * scale - shift[tile][r]);
-                    if (key + kTile > tokens && !is_token(key, i)) score = 0;
-                    total[tile][r] += score;
-                }
-                // The accumulators' layout is that of the next product's first operand.
-                CK_UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    probability[tile][i] =
-                        pack<T>(scores[tile][i / 2][i % 2 * 2], scores[tile][i / 2][i % 2 * 2 + 1]);
-                }
-                multiply_add<T>(weight[tile], probability[tile], {one_pair, one_pair});
-            }
-            const T* const row = values + (key + lane() % 16) * kRow + lane() / 16 * 8;
-            CK_UNROLL
-            for (int i = 0; i < D / 16; ++i) {
-                uint32_t value_pairs[4];
-                load_matrix_transposed(value_pairs, row + i * 16);
-                CK_UNROLL
-                for (int tile = 0; tile < kTiles; ++tile) {
-                    multiply_add<T>(sum[tile][2 * i], probability[tile], {value_pairs[0], value_pairs[1]});
-                    multiply_add<T>(sum[tile][2 * i + 1], probability[tile],
-                                    {value_pairs[2], value_pairs[3]});
-                }
-            }
+        const T* key_rows = keys;
+        const T* value_rows = values;
+        int key = 0;
+        for (; key + kTile <= tokens; key += kTile) {
+            add_keys<false>(shift, key, key_rows, value_rows);
+            key_rows += kTile * kRow;
+            value_rows += kTile * kRow;
         }
+        if (key < tokens) add_keys<true>(shift, key, key_rows, value_rows);
         CK_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-            CK_UNROLL
-            for (int r = 0; r < 2; ++r) {
-                total[tile][r] += shuffle_xor(total[tile][r], 1);
-                total[tile][r] += shuffle_xor(total[tile][r], 2);
-            }
+        for (int i = 0; i < 2 * kTiles; ++i) {
+            total[i / 2][i % 2] += shuffle_xor(total[i / 2][i % 2], 1);
+            total[i / 2][i % 2] += shuffle_xor(total[i / 2][i % 2], 2);
         }
     }
 
     CK_DEVICE bool lost_range() const {
         bool lost = false;
         CK_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-            CK_UNROLL
-            for (int r = 0; r < 2; ++r) lost = lost || !(total[tile][r] <= kLargestSum<T>);  // a NaN too
-        }
+        for (int i = 0; i < 2 * kTiles; ++i)
+            lost = lost || !(total[i / 2][i % 2] <= kLargestSum<T>);  // a NaN too
         return any_lane(lost);
     }
 };
@@ -168,95 +175,69 @@ struct Attention {
 template <class T, int D>
 CK_KERNEL(256, D == 128 ? 1 : 2)
 mix_forward_kernel(ForwardArguments arguments) {
-    const MixForward& mix = arguments.mix;
-    const MixShape& shape = mix.shape;
-    const ForwardPlan& plan = arguments.plan;
-    const int64_t batch = block_index().x / shape.heads, head = block_index().x % shape.heads;
-    const int tokens = static_cast<int>(shape.tokens);
-    constexpr int kRow = kPitch<T, D>;
-
     CK_DYNAMIC_SHARED(shared);
-    T* const keys = reinterpret_cast<T*>(shared);
-    T* const values = keys + plan.key_rows * kRow;
-    T* const chunk = values + plan.key_rows * kRow;
-    float* const weight = reinterpret_cast<float*>(chunk + plan.chunk_rows * (2 * kRow));
-
-    load_head<T, D>(arguments, batch, head, keys, values, weight);
-
-    for (int begin = 0; begin < tokens; begin += plan.chunk_rows) {
-        const int end = begin + plan.chunk_rows < tokens ? begin + plan.chunk_rows : tokens;
-        load_queries<T, D, 2 * kRow>(arguments, batch, head, begin, chunk);
-
+    const ForwardBlock<T, D> block(arguments, shared);
+    block.load_head();
+    for (Chunk chunk{0, 0}; chunk.end < block.tokens;) {
+        chunk = block.load_chunk(chunk.end);
         using Attention = Attention<T, D>;
         constexpr int kTiles = Attention::kTiles;
-        Attention attention;
-        attention.keys = keys;
-        attention.values = values;
-        attention.tokens = tokens;
-        attention.scale = static_cast<float>(shape.scale * 1.4426950408889634);
         const int first = warp() * kTiles * kTile;
-        attention.load_queries(chunk + first * (2 * kRow));
-
-        // The sums are right for any shift that keeps them in range, and the largest of a few scores almost
-        // always does. Where not, they are computed again with the largest of all.
-        typename Attention::Rows shift;
-        attention.compute_largest(shift, kTile);
-        attention.accumulate(shift);
-        if (attention.lost_range()) {
-            attention.compute_largest(shift, tokens);
+        if (chunk.begin + first < chunk.end) {
+            Attention attention(block, block.chunk_rows + first * block.kChunkRow);
+            // The sums are right for any shift that keeps them in range, and the largest of a few scores
+            // almost always does. Where not, they are computed again with the largest of all.
+            typename Attention::Rows shift;
+            attention.find_largest(shift, kTile);
             attention.accumulate(shift);
-        }
-
-        const float alpha = static_cast<const float*>(mix.alpha)[head];
-        float* const logsumexp =
-            static_cast<float*>(mix.logsumexp) + (batch * shape.heads + head) * shape.tokens;
-        CK_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
+            if (attention.lost_range()) {
+                attention.find_largest(shift, block.tokens);
+                attention.accumulate(shift);
+            }
             CK_UNROLL
-            for (int r = 0; r < 2; ++r) {
-                const int row = first + tile * kTile + lane() / 4 + 8 * r;
+            for (int i = 0; i < 2 * kTiles; ++i) {
+                const int tile = i / 2, r = i % 2, row = first + tile * kTile + lane() / 4 + 8 * r;
                 // Divided by the sum of what the values were multiplied by, so that a lone probability is 1.
-                const float factor = alpha / attention.weight[tile][2 * r];
-                float* const out = reinterpret_cast<float*>(chunk + row * (2 * kRow)) + lane() % 4 * 2;
+                const float factor = block.alpha() / attention.weight[tile][2 * r];
+                float* const out = block.attention() + row * block.kAttentionPitch + lane() % 4 * 2;
                 CK_UNROLL
-                for (int i = 0; i < D / 8; ++i) {
-                    store<2>(out + i * 8, Vec<float, 2>{attention.sum[tile][i][2 * r] * factor,
-                                                        attention.sum[tile][i][2 * r + 1] * factor});
+                for (int n = 0; n < D / 8; ++n) {
+                    const float* const sum = attention.sum[tile][n] + 2 * r;
+                    store(out + n * 8, Vec<float, 2>{sum[0] * factor, sum[1] * factor});
                 }
-                if (lane() % 4 == 0 && begin + row < end) {
-                    logsumexp[begin + row] =
-                        (shift[tile][r] + log2_approx(attention.total[tile][r])) * 0.6931471805599453f;
+                if (lane() % 4 == 0 && chunk.begin + row < chunk.end) {
+                    block.logsumexp()[chunk.begin + row] =
+                        (shift[tile][r] + log2_approx(attention.total[tile][r])) *
+                        0.6931471805599453f;  // ln(2)
                 }
             }
         }
         sync_threads();
-        write_output<T, D>(arguments,
-                           {reinterpret_cast<float*>(chunk), values, weight, batch, head, begin, end});
+        write_output(block, chunk);
     }
 }
 
 template <class T>
-void forward(const ForwardArguments& arguments, const ForwardLayout& layout, Stream stream) {
+void forward(const ForwardArguments& arguments, Stream stream) {
     const MixShape& shape = arguments.mix.shape;
+    const ForwardLayout& layout = arguments.layout;
     const Dim3 grid{static_cast<unsigned>(shape.batch * shape.heads)};
     const int threads = layout.warps * kWarpSize;
     switch (padded_head_dim(shape.head_dim)) {
         case 32:
-            return launch<mix_forward_kernel<T, 32>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<T, 32>>(grid, threads, layout.bytes, stream, arguments);
         case 64:
-            return launch<mix_forward_kernel<T, 64>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<T, 64>>(grid, threads, layout.bytes, stream, arguments);
         default:
-            return launch<mix_forward_kernel<T, 128>>(grid, threads, layout.bytes(), stream, arguments);
+            return launch<mix_forward_kernel<T, 128>>(grid, threads, layout.bytes, stream, arguments);
     }
 }
 
 }  // namespace
 
-void forward_bfloat16(const ForwardArguments& arguments, const ForwardLayout& layout, Stream stream) {
-    forward<BFloat16>(arguments, layout, stream);
+void forward_bfloat16(const ForwardArguments& arguments, Stream stream) {
+    forward<BFloat16>(arguments, stream);
 }
-void forward_float16(const ForwardArguments& arguments, const ForwardLayout& layout, Stream stream) {
-    forward<Half>(arguments, layout, stream);
-}
+void forward_float16(const ForwardArguments& arguments, Stream stream) { forward<Half>(arguments, stream); }
 
 }  // namespace ck::cuda

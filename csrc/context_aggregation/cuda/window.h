@@ -11,6 +11,10 @@
 
 namespace ck::cuda {
 
+// Tokens of zeros in shared memory that stand for the rows outside of the grid: as many as a thread reads
+// between two moves of its pointers, for the widest window.
+constexpr int kZeroTokens = 8;
+
 // Two neighboring channels as they lie in shared memory.
 template <class T>
 using ChannelPair = std::conditional_t<sizeof(T) == 4, Vec<float, 2>, Vec<uint32_t, 1>>;
@@ -32,41 +36,51 @@ CK_DEVICE Float2 to_floats(const ChannelPair<T>& pair) {
     }
 }
 
-// The part of an image row that a thread walks along, and the grid it belongs to.
-struct RowSegment {
-    int y, begin, end;
-    int height, width;
+// Two channels of a head in shared memory: their values at token 0, tokens `Pitch` elements apart, and at
+// kZeroTokens tokens of zeros; their weights, (2, K, K). What lies behind the last token may be read, not
+// used.
+template <class T>
+struct WindowInput {
+    const T* values;
+    const T* zeros;
+    const float* weight;
 };
 
-// For the columns of the segment, from left to right, calls `take` with
+// The columns of image rows that a block computes; the same in all its threads, so that branches are uniform.
+struct Columns {
+    int begin, end;
+    int height, width;  // of the grid
+};
+
+// For the columns x of row y, from left to right, calls take(x, sums) with
 //     start + sum of weight[s, t] * value[y + s - K / 2, x + t - K / 2],   s in [FirstRow, FirstRow + Rows)
-// for two channels. `values` and `weight` are those channels' in shared memory: of token 0, tokens `Pitch`
-// elements apart, one token beyond the last may be read; and (2, K, K). Values outside of the grid are zeros.
+// for both channels. Values outside of the grid are zeros.
 template <class T, int K, int FirstRow, int Rows, int Pitch, class Take>
-CK_DEVICE void walk_row(const T* values, const float* weight, const RowSegment& segment, Float2 start,
+CK_DEVICE void walk_row(const WindowInput<T>& input, int y, const Columns& columns, Float2 start,
                         Take&& take) {
     constexpr int kHalf = K / 2;
+    static_assert(K < kZeroTokens);
     Float2 taps[Rows][K];
     CK_UNROLL
     for (int s = 0; s < Rows; ++s) {
         CK_UNROLL
         for (int t = 0; t < K; ++t) {
             const int tap = (FirstRow + s) * K + t;
-            taps[s][t] = {weight[tap], weight[K * K + tap]};
+            taps[s][t] = {input.weight[tap], input.weight[K * K + tap]};
         }
     }
 
-    int x = segment.begin > kHalf ? segment.begin - kHalf : 0;
+    int x = columns.begin > kHalf ? columns.begin - kHalf : 0;
     const T* rows[Rows];  // at column x - u below
-    bool inside[Rows];
+    int step[Rows];
     ChannelPair<T> next[Rows];
     CK_UNROLL
     for (int s = 0; s < Rows; ++s) {
-        const int y = segment.y + FirstRow + s - kHalf;
-        inside[s] = y >= 0 && y < segment.height;
-        rows[s] = values + (y * segment.width + x) * Pitch;
-        next[s] = {};  // stays zero for a row outside
-        if (inside[s]) next[s] = load_pair<T>(rows[s]);
+        const int row = y + FirstRow + s - kHalf;
+        const bool inside = row >= 0 && row < columns.height;
+        rows[s] = inside ? input.values + (row * columns.width + x) * Pitch : input.zeros;
+        step[s] = inside ? K * Pitch : 0;
+        next[s] = load_pair<T>(rows[s]);
     }
 
     // At column x, sums[(u + j) % K] belongs to the output in column x - kHalf + j.
@@ -76,12 +90,11 @@ CK_DEVICE void walk_row(const T* values, const float* weight, const RowSegment& 
     for (;;) {
         CK_UNROLL
         for (int u = 0; u < K; ++u, ++x) {
-            if (x >= segment.end + kHalf) return;
-            if (x < segment.width) {
+            if (x < columns.width) {
                 CK_UNROLL
                 for (int s = 0; s < Rows; ++s) {
                     const Float2 value = to_floats<T>(next[s]);
-                    if (inside[s]) next[s] = load_pair<T>(rows[s] + (u + 1) * Pitch);
+                    next[s] = load_pair<T>(rows[s] + (u + 1) * Pitch);
                     CK_UNROLL
                     for (int j = 0; j < K; ++j) {
                         Float2& sum = sums[(u + j) % K];
@@ -90,11 +103,14 @@ CK_DEVICE void walk_row(const T* values, const float* weight, const RowSegment& 
                     }
                 }
             }
-            if (x >= segment.begin + kHalf) take(sums[u]);
+            if (x >= columns.begin + kHalf) {
+                take(x - kHalf, sums[u]);
+                if (x + 1 == columns.end + kHalf) return;
+            }
             sums[u] = start;
         }
         CK_UNROLL
-        for (int s = 0; s < Rows; ++s) rows[s] += K * Pitch;
+        for (int s = 0; s < Rows; ++s) rows[s] += step[s];
     }
 }
 
