@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// The backward of the mix: how much memory it takes, and the sums over the batch that follow the heads.
+#include "common/device.h"
+#include "context_aggregation/cuda/backward.h"
+#include "context_aggregation/cuda/kernels.h"
+
+namespace ck::cuda {
+namespace {
+
+constexpr int kGroups = 8;  // of images, a warp each
+
+struct BatchSum {
+    const float* partials;  // (images, columns), see partial_columns
+    int64_t images, columns;
+    int64_t heads;
+    int sums_per_channel;  // the taps and the bias
+    float* alpha;
+    float *local_weight, *local_bias;
+};
+
+// A lane owns a column. In double, and in an order that depends on nothing but the shape.
+CK_KERNEL(kGroups* kWarpSize)
+sum_over_batch(const BatchSum arguments) {
+    CK_SHARED(double, sums, kGroups* kWarpSize);
+    const int64_t column = int64_t{block_index().x} * kWarpSize + lane();
+    double sum = 0;
+    if (column < arguments.columns) {
+        for (int64_t image = warp(); image < arguments.images; image += kGroups) {
+            sum += arguments.partials[image * arguments.columns + column];
+        }
+    }
+    sums[thread_index()] = sum;
+    sync_threads();
+    if (warp() > 0 || column >= arguments.columns) return;
+    for (int group = 1; group < kGroups; ++group) sum += sums[group * kWarpSize + lane()];
+
+    if (column < arguments.heads) {
+        arguments.alpha[column] = static_cast<float>(sum);
+        return;
+    }
+    const int taps = arguments.sums_per_channel - 1;
+    const int64_t channel = (column - arguments.heads) / arguments.sums_per_channel;
+    const int tap = static_cast<int>((column - arguments.heads) % arguments.sums_per_channel);
+    if (tap < taps) {
+        arguments.local_weight[channel * taps + tap] = static_cast<float>(sum);
+    } else {
+        arguments.local_bias[channel] = static_cast<float>(sum);
+    }
+}
+
+int64_t partial_bytes(const MixShape& shape, bool local_gradient) {
+    return round_up(shape.batch * partial_columns(shape, local_gradient) * sizeof(float), 16);
+}
+
+int element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+}  // namespace
+
+size_t mix_backward_shared_memory(const MixShape& shape, DType dtype, bool) {
+    const int bytes = element_bytes(dtype);
+    return KeySplit(shape, bytes).heads_per_block *
+           backward_head_bytes(round_up(shape.tokens, kTile), padded_head_dim(shape.head_dim), bytes);
+}
+
+size_t mix_backward_workspace(const MixShape& shape, DType dtype, bool local_gradient) {
+    const int bytes = element_bytes(dtype);
+    const int64_t pitch = padded_head_dim(shape.head_dim) + 16 / bytes;
+    const int64_t unfinished = 2 * shape.batch * shape.heads * round_up(shape.tokens, kTile) * pitch;
+    return partial_bytes(shape, local_gradient) +
+           (KeySplit(shape, bytes).chunks > 1 ? unfinished * sizeof(float) : 0);
+}
+
+void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,
+                  Stream stream) {
+    const MixShape& shape = params.shape;
+    const auto access = [&](const auto&... tokens) {
+        return std::min({row_access(tokens, shape.head_dim, element_bytes(dtype))...});
+    };
+    float* const partials = static_cast<float*>(workspace);
+    const BackwardArguments arguments{params,
+                                      local,
+                                      partials,
+                                      partials + partial_bytes(shape, local.weight) / sizeof(float),
+                                      access(params.q, params.k, params.v, params.grad_out),
+                                      access(params.grad_q, params.grad_k, params.grad_v)};
+    switch (dtype) {
+        case DType::bfloat16:
+            backward_bfloat16(arguments, stream);
+            break;
+        case DType::float16:
+            backward_float16(arguments, stream);
+            break;
+        default:
+            backward_float32(arguments, stream);
+    }
+    const int64_t columns = partial_columns(shape, local.weight);
+    const BatchSum sum{arguments.partials,
+                       shape.batch,
+                       columns,
+                       shape.heads,
+                       arguments.taps() + 1,
+                       static_cast<float*>(params.grad_alpha),
+                       static_cast<float*>(local.weight),
+                       static_cast<float*>(local.bias)};
+    launch<sum_over_batch>(Dim3{static_cast<unsigned>(ceil_div(columns, kWarpSize))}, kGroups * kWarpSize, 0,
+                           stream, sum);
+}
+
+}  // namespace ck::cuda

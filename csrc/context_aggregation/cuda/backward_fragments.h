@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+// How a warp holds products of 16 rows, its tiles of keys, with 16 queries: as mma.sync leaves them. Lane l
+// has rows l / 4 and l / 4 + 8, and of both halves of the queries 2 (l % 4) and the one after; float32 keeps
+// to it.
+#pragma once
+
+#include "common/device.h"
+#include "context_aggregation/cuda/backward.h"
+
+namespace ck::cuda {
+
+// Calls visit(row, column, first, second) for the pairs of neighbors that this lane holds.
+template <int Halves, class Visit>
+CK_DEVICE void for_each_pair(float (&product)[Halves][4], Visit visit) {
+    CK_UNROLL
+    for (int half = 0; half < Halves; ++half) {
+        CK_UNROLL
+        for (int lower = 0; lower < 2; ++lower) {
+            visit(lane() / 4 + lower * 8, half * 8 + lane() % 4 * 2, product[half][2 * lower],
+                  product[half][2 * lower + 1]);
+        }
+    }
+}
+
+// P of this warp's keys and 16 queries, from their products. Keys behind the last token have none.
+template <int Tiles>
+CK_DEVICE void probabilities(float (&p)[Tiles][2][4], const float* logsumexp, float scale, int keys_left) {
+    CK_UNROLL
+    for (int half = 0; half < 2; ++half) {
+        const Vec<float, 2> shift = load<2>(logsumexp + half * 8 + lane() % 4 * 2);
+        CK_UNROLL
+        for (int tile = 0; tile < Tiles; ++tile) {
+            CK_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                p[tile][half][i] = exp2_approx(p[tile][half][i] * scale - shift.data[i % 2]);
+            }
+            if (keys_left < (tile + 1) * kTile) {
+                CK_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    if (tile * kTile + i / 2 * 8 + lane() / 4 >= keys_left) p[tile][half][i] = 0;
+                }
+            }
+        }
+    }
+}
+
+// A number for each of the 16 queries, over the lanes of a warp: lanes that differ in bit 2 hold the same
+// one.
+CK_DEVICE int own_query() { return lane() / 16 * 8 + lane() % 4 * 2 + lane() / 8 % 2; }
+CK_DEVICE bool first_of_query() { return lane() / 4 % 2 == 0; }
+
+// The numbers of the two queries of a half that this lane has products of.
+CK_DEVICE Float2 of_half(float number, int half) {
+    return {shuffle(number, half * 16 + lane() % 4), shuffle(number, half * 16 + 8 + lane() % 4)};
+}
+
+// The sum over the warp's rows of what every lane has summed for its queries of both halves.
+CK_DEVICE float sum_over_rows(const Float2 (&sums)[2]) {
+    // Each exchange leaves a lane with half of the queries.
+    const bool upper = lane() & 16, odd = lane() & 8;
+    const Float2 kept = upper ? sums[1] : sums[0], given = upper ? sums[0] : sums[1];
+    const float first = kept.x + shuffle_xor(given.x, 16), second = kept.y + shuffle_xor(given.y, 16);
+    const float sum = (odd ? second : first) + shuffle_xor(odd ? first : second, 8);
+    return sum + shuffle_xor(sum, 4);
+}
+
+// Of a query: sum_j P and sum_j P G.
+struct QuerySums {
+    float weights, products;
+
+    template <bool Weights, int Tiles>
+    CK_DEVICE static QuerySums over_keys(const float (&p)[Tiles][2][4], const float (&g)[Tiles][2][4]) {
+        Float2 weights[2] = {}, products[2] = {};
+        CK_UNROLL
+        for (int tile = 0; tile < Tiles; ++tile) {
+            CK_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const float (&a)[4] = p[tile][half], (&b)[4] = g[tile][half];
+                weights[half].x += a[0] + a[2];
+                weights[half].y += a[1] + a[3];
+                products[half].x += a[0] * b[0] + a[2] * b[2];
+                products[half].y += a[1] * b[1] + a[3] * b[3];
+            }
+        }
+        return {Weights ? sum_over_rows(weights) : 1.f, sum_over_rows(products)};
+    }
+
+    // Leaves the warp's sums in `sums` (warps, 16), and the weights behind them.
+    template <bool Weights>
+    CK_DEVICE void leave(float* sums, int warp, int warps) const {
+        if (!first_of_query()) return;
+        sums[warp * kTile + own_query()] = products;
+        if constexpr (Weights) sums[(warps + warp) * kTile + own_query()] = weights;
+    }
+
+    // What all warps have left, in their order.
+    template <bool Weights>
+    CK_DEVICE static QuerySums over_warps(const float* sums, int warps) {
+        QuerySums total = {};
+        for (int warp = lane() / 4 % 2; warp < warps; warp += 2) {
+            total.products += sums[warp * kTile + own_query()];
+            if constexpr (Weights) total.weights += sums[(warps + warp) * kTile + own_query()];
+        }
+        total.products += shuffle_xor(total.products, 4);
+        if constexpr (Weights) total.weights += shuffle_xor(total.weights, 4);
+        return total;
+    }
+};
+
+}  // namespace ck::cuda
