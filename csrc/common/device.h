@@ -10,6 +10,7 @@
 //   CK_DYNAMIC_SHARED(name)                          unsigned char* to the launch's shared memory
 //   CK_SHARED(T, name, count)                        T* to shared memory of fixed size
 //   CK_UNROLL                                        in front of a loop: unroll it
+//   CK_NO_UNROLL                                     never, where the compiler would and registers are short
 //
 //   launch<kernel<...>>(grid, threads, shared_bytes, stream, args...)   from host code; throws what goes
 //   wrong

@@ -10,6 +10,7 @@
 #define CK_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define CK_DEVICE __device__ __forceinline__
 #define CK_UNROLL _Pragma("unroll")
+#define CK_NO_UNROLL _Pragma("unroll 1")
 #define CK_DYNAMIC_SHARED(name)                                         \
     extern __shared__ __align__(128) unsigned char ck_dynamic_shared[]; \
     unsigned char* const name = ck_dynamic_shared

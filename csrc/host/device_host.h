@@ -17,6 +17,7 @@
 #define CK_KERNEL(...) void
 #define CK_DEVICE inline
 #define CK_UNROLL
+#define CK_NO_UNROLL
 #define CK_DYNAMIC_SHARED(name) unsigned char* const name = ::ck::host::current().block->shared.dynamic()
 #define CK_SHARED(T, name, count)                \
     static const char name##_of_this_kernel = 0; \
