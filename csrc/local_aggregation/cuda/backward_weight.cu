@@ -13,6 +13,12 @@ namespace {
 // Filling the pipeline, adding the sums of the warps.
 constexpr int kFixedRows = 6;
 
+// Blocks that the registers of a processor are to be enough for.
+template <int K>
+constexpr int kBackwardBlocks = K == 3   ? 4
+                                : K == 5 ? 3
+                                         : 2;
+
 // Rows of the sums of a block: every tap, and the bias.
 template <int K>
 constexpr int kSums = K * K + 1;
@@ -21,6 +27,14 @@ constexpr int kSums = K * K + 1;
 template <int K>
 constexpr int stage_columns(const Tiling& tiling) {
     return 2 * tiling.columns() + K - 1;
+}
+
+// Bytes of the ring of all walkers or, later, of the sums of the block.
+template <class T, int K>
+constexpr size_t ring_bytes(const Tiling& tiling) {
+    const size_t rows = sizeof(T) * tiling.walkers * kStages * stage_columns<K>(tiling) * kGroupChannels;
+    const size_t sums = sizeof(float) * kSums<K> * kGroupChannels;
+    return rows > sums ? rows : sums;
 }
 
 // taps[dy][dx] += Σ x[column + dx] · grad_out[K - 1 - dy][column]: the tap dy of input row i belongs to
@@ -42,11 +56,10 @@ CK_DEVICE void add_row(const T* x, const Float2 (&grad_out)[K][kColumns], Float2
     }
 }
 
-template <class T, int K>
-CK_KERNEL(kMostThreads)
-backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int grad_access, int x_access,
-                       float* partials) {
-    constexpr int P = K / 2;
+// `access`: bytes that move at once, when not Aligned.
+template <class T, int K, bool Aligned>
+CK_KERNEL(kMostThreads, Aligned ? kBackwardBlocks<K> : 2)
+backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access, float* partials) {
     const DepthwiseShape& shape = params.shape;
     const Place place(tiling);
     const int channels = shape.channels - place.first_channel;
@@ -54,88 +67,99 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int grad_a
     const int stage_elements = stage_columns<K>(tiling) * kGroupChannels;
     // Step by step one row of x, and the row of grad_out K/2 below it, which it is the first one to meet.
     // Behind the last row come rows of zeros, which leave no grad_out of this strip for the next one.
-    const int steps = tiling.strip_rows + (tiling.whole_images() ? P : 2 * P);
+    const int steps = tiling.strip_rows + (tiling.whole_images() ? K / 2 : K - 1);
 
     CK_DYNAMIC_SHARED(memory);
     T* const ring = reinterpret_cast<T*>(memory) + place.walker * kStages * stage_elements;
 
-    Walk ahead(tiling, place, shape.height);
-    const auto fetch = [&](int stage) {
-        const int row = ahead.strip.begin - P + ahead.step, threads = tiling.column_warps * kWarpSize;
-        T* const to = ring + stage * stage_elements;
-        if (ahead.strip.has_input(row, shape.height)) {
-            const Run<const T> run{params.x.row<const T>(ahead.strip.image, row) + place.first_channel,
-                                   params.x.column_stride,
-                                   place.first_column - P,
-                                   x_columns,
-                                   shape.width,
-                                   channels};
-            copy_run(x_access, to, run, place.thread, threads);
-        }
-        if (ahead.strip.contains(row + P)) {
-            const Run<const T> run{
-                params.grad_out.row<const T>(ahead.strip.image, row + P) + place.first_channel,
-                params.grad_out.column_stride,
-                place.first_column,
-                tiling.columns(),
-                shape.width,
-                channels};
-            copy_run(grad_access, to + x_columns * kGroupChannels, run, place.thread, threads);
-        }
-        copy_async_commit();
-        ahead.advance(tiling, place, shape.height, steps);
-    };
-    for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
-
     const int channel = 2 * lane();
     const int offset = place.column_warp * kColumns * kGroupChannels + channel;
-    Float2 taps[K][K], bias{0, 0}, grad_out[K][kColumns];
+    float* const bias =
+        reinterpret_cast<float*>(memory + ring_bytes<T, K>(tiling)) + warp() * kGroupChannels + channel;
+    store(bias, Vec<float, 2>{0, 0});  // a lane's own place: registers are short
+
+    // The rows on their way: where the next ones are, how many of grad_out are left, when the strip is over,
+    // and what the stages hold, the latest one in bit 0.
+    const int walker_threads = tiling.column_warps * kWarpSize;
+    const int thread = thread_index() - place.walker * walker_threads;
+    const Share<T, Aligned> x_share(thread, walker_threads, params.x);
+    const Share<T, Aligned> grad_share(thread, walker_threads, params.grad_out);
+    const T *next_x, *next_grad;
+    int next_row, grad_rows, index = 0, rest = 0;
+    unsigned has_x = 0, has_grad = 0;
+    const auto fetch = [&](unsigned stage) {
+        if (rest-- == 0) {
+            const Strip strip(tiling, place, shape.height, index++);
+            next_row = strip.begin - K / 2;
+            next_x = x_share.template address<const T>(params.x, place, strip.image, next_row,
+                                                       place.first_column - K / 2);
+            next_grad = grad_share.template address<const T>(params.grad_out, place, strip.image, strip.begin,
+                                                             place.first_column);
+            grad_rows = strip.rows;
+            rest = steps - 1;
+        }
+        T* const to = ring + stage * stage_elements;
+        const bool x_exists = is_inside(next_row, shape.height), grad_exists = grad_rows > 0;
+        if (x_exists) {
+            x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, channels, access);
+        }
+        if (grad_exists) {
+            grad_share.copy(next_grad, to + x_columns * kGroupChannels, place.first_column, tiling.columns(),
+                            shape.width, channels, access);
+        }
+        copy_async_commit();
+        has_x = has_x << 1 | x_exists;
+        has_grad = has_grad << 1 | grad_exists;
+        ++next_row;
+        --grad_rows;
+        next_x += params.x.row_stride;
+        next_grad += params.grad_out.row_stride;
+    };
+    CK_NO_UNROLL
+    for (unsigned stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+
+    Float2 taps[K][K], grad_out[K][kColumns];
     CK_UNROLL
     for (int i = 0; i < K * K; ++i) taps[i / K][i % K] = {0, 0};
     CK_UNROLL
     for (int i = 0; i < K * kColumns; ++i) grad_out[i / kColumns][i % kColumns] = {0, 0};
-    int stage = 0;
-    for (int index = 0; index < tiling.sequence; ++index) {
-        const Strip strip(tiling, place, shape.height, index);
-        for (int step = 0; step < steps; ++step) {
-            copy_async_wait<kStages - 2>();
-            sync_threads();
-            fetch((stage + kStages - 1) % kStages);
-            const int row = strip.begin - P + step;
-            const T* const x = ring + stage * stage_elements + offset;
-            const bool has_grad = strip.contains(row + P);
-            Float2 row_sum{0, 0};
+    unsigned stage = 0;
+    for (int left = tiling.sequence * steps; left > 0; --left) {
+        copy_async_wait<kStages - 2>();
+        sync_threads();
+        fetch((stage + kStages - 1) % kStages);
+        constexpr unsigned kNow = 1u << (kStages - 1);
+        const T* const x = ring + stage * stage_elements + offset;
+        Float2 sum{0, 0};
+        CK_UNROLL
+        for (int column = 0; column < kColumns; ++column) {
             CK_UNROLL
-            for (int out = 0; out < kColumns; ++out) {
-                CK_UNROLL
-                for (int r = 0; r + 1 < K; ++r) grad_out[r][out] = grad_out[r + 1][out];
-                Float2 value{0, 0};
-                if (has_grad) value = to_float(load<2>(x + (x_columns + out) * kGroupChannels));
-                grad_out[K - 1][out] = value;
-                row_sum = {row_sum.x + value.x, row_sum.y + value.y};
-            }
-            bias = {bias.x + row_sum.x, bias.y + row_sum.y};
-            if (strip.has_input(row, shape.height)) add_row<T, K>(x, grad_out, taps);
-            stage = (stage + 1) % kStages;
+            for (int r = 0; r + 1 < K; ++r) grad_out[r][column] = grad_out[r + 1][column];
+            Float2 value{0, 0};
+            if (has_grad & kNow) value = to_float(load<2>(x + (x_columns + column) * kGroupChannels));
+            grad_out[K - 1][column] = value;
+            sum = add(sum, value);
         }
+        accumulate(bias, sum);
+        if (has_x & kNow) add_row<T, K>(x, grad_out, taps);
+        stage = (stage + 1) % kStages;
     }
 
     // The warps add their sums one after the other.
     float* const sums = reinterpret_cast<float*>(memory);  // (kSums, 64)
-    const auto add = [&](int row, Float2 value, bool first) {
+    const auto add_to_sums = [&](int row, Float2 value, bool first) {
         float* const sum = sums + row * kGroupChannels + channel;
-        if (!first) {
-            const Float2 before = to_float(load<2>(sum));
-            value = {before.x + value.x, before.y + value.y};
-        }
-        store(sum, Vec<float, 2>{value.x, value.y});
+        if (first)
+            store(sum, Vec<float, 2>{value.x, value.y});
+        else
+            accumulate(sum, value);
     };
     for (int turn = 0; turn < block_size() / kWarpSize; ++turn) {
         sync_threads();
         if (warp() != turn) continue;
         CK_UNROLL
-        for (int i = 0; i < K * K; ++i) add(i, taps[i / K][i % K], turn == 0);
-        add(K * K, bias, turn == 0);
+        for (int i = 0; i < K * K; ++i) add_to_sums(i, taps[i / K][i % K], turn == 0);
+        add_to_sums(K * K, to_float(load<2>(bias)), turn == 0);
     }
     sync_threads();
     for (int i = thread_index(); i < kSums<K> * kGroupChannels; i += block_size()) {
@@ -148,12 +172,16 @@ template <class T, int K>
 void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Stream stream) {
     const DepthwiseShape& shape = params.shape;
     const Tiling tiling = choose_tiling(shape, K, kFixedRows);
-    const size_t ring = sizeof(T) * tiling.walkers * kStages * stage_columns<K>(tiling) * kGroupChannels;
-    const size_t sums = sizeof(float) * kSums<K> * kGroupChannels;
+    const size_t biases = sizeof(float) * tiling.column_warps * tiling.walkers * kGroupChannels;
+    const size_t shared = ring_bytes<T, K>(tiling) + biases;
     float* const partials = static_cast<float*>(workspace);
-    launch<backward_weight_kernel<T, K>>(
-        {static_cast<unsigned>(tiling.blocks())}, tiling.threads(), std::max(ring, sums), stream, params,
-        tiling, access_bytes<T>(params.grad_out, shape), access_bytes<T>(params.x, shape), partials);
+    const int access = std::min(access_bytes<T>(params.grad_out, shape), access_bytes<T>(params.x, shape));
+    const auto start = [&]<bool Aligned>() {
+        launch<backward_weight_kernel<T, K, Aligned>>({static_cast<unsigned>(tiling.blocks())},
+                                                      tiling.threads(), shared, stream, params, tiling,
+                                                      access, partials);
+    };
+    access == 16 ? start.template operator()<true>() : start.template operator()<false>();
     sum_partials(partials, tiling, kSums<K>, shape.channels, static_cast<float*>(params.grad_weight),
                  static_cast<float*>(params.grad_bias), stream);
 }

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 #include "common/runtime.h"
 #include "local_aggregation/params.h"
@@ -16,20 +18,21 @@ constexpr int kGroupChannels = 64;
 constexpr int kColumns = 7;
 constexpr int kMostWarps = 4;
 constexpr int kMostThreads = 32 * kMostWarps;
+constexpr int kMostStrips = 1 << 30;
 
 struct Tiling {
-    int groups;          // of 64 channels
-    int tiles;           // of columns: what the warps of a walker cover, side by side
-    int column_warps;    // of a walker
-    int walkers;         // of a block
-    int strips;          // of an image
-    int strip_rows;      // of a strip; the last one of an image can have fewer
-    int sequence;        // strips of a walker
-    int64_t all_strips;  // of all images
-    int64_t chunks;      // of strips; a block has one chunk, one tile and one group
+    int groups;        // of 64 channels
+    int tiles;         // of columns: what the warps of a walker cover, side by side
+    int column_warps;  // of a walker
+    int walkers;       // of a block
+    int strips;        // of an image
+    int strip_rows;    // of a strip; the last one of an image can have fewer
+    int sequence;      // strips of a walker
+    int all_strips;    // of all images
+    int chunks;        // of strips; a block has one chunk, one tile and one group
 
     constexpr int threads() const { return 32 * column_warps * walkers; }
-    constexpr int64_t blocks() const { return chunks * tiles * groups; }
+    constexpr int64_t blocks() const { return int64_t{chunks} * tiles * groups; }
     // Whole images need no halo rows: nothing lies above the first row and below the last one.
     constexpr bool whole_images() const { return strips == 1; }
     // Output columns that a walker covers.
@@ -39,6 +42,9 @@ struct Tiling {
 
 // `fixed_rows`: what a block does beside walking, in the time it takes for so many rows.
 inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_rows) {
+    if (shape.batch > kMostStrips) {
+        throw std::invalid_argument("x: expected at most 2^30 images, got " + std::to_string(shape.batch));
+    }
     Tiling tiling;
     tiling.groups = static_cast<int>(ceil_div(shape.channels, kGroupChannels));
     const int columns = static_cast<int>(ceil_div(shape.width, kColumns));  // of warps
@@ -60,6 +66,7 @@ inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_r
         const int strip_rows = static_cast<int>(ceil_div(shape.height, divisor));
         const int strips = static_cast<int>(ceil_div(shape.height, strip_rows));
         const int64_t all_strips = shape.batch * strips;
+        if (all_strips > kMostStrips) break;
         const int64_t steps = strip_rows + (strips == 1 ? kernel / 2 : kernel - 1);
         const int64_t parts = ceil_div(all_strips, tiling.walkers);
         for (int rounds = 1; rounds <= 8; ++rounds) {
@@ -74,8 +81,8 @@ inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_r
             tiling.strips = strips;
             tiling.strip_rows = strip_rows;
             tiling.sequence = static_cast<int>(sequence);
-            tiling.all_strips = all_strips;
-            tiling.chunks = chunks;
+            tiling.all_strips = static_cast<int>(all_strips);
+            tiling.chunks = static_cast<int>(chunks);
         }
     }
     return tiling;
