@@ -5,14 +5,15 @@ The .cu files are compiled as C++; csrc/host stands for the device. Nothing of t
 built when a test asks for it, and kept in the build folder.
 """
 
+import shlex
 from pathlib import Path
 
 from .commands import Command
 from .compiler import find_compiler, include_flags
 from .graph import Step, compilation, locked, run_steps
-from .project import BUILD_DIR, MODULE_SUFFIX, ROOT, SOURCES
+from .project import BUILD_DIR, MODULE_SUFFIX, ROOT, SOURCES, env
 
-# -O1: what is compiled runs a few milliseconds.
+# -O1: a kernel runs for milliseconds, so that -O2 costs more of a test's time than it gains.
 CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread", "-DCK_HOST"]
 DEBUG_FLAGS = ["-g", "-fno-omit-frame-pointer"]
 # Sanitizer -> what kernels, and what the host runtime are compiled with. ThreadSanitizer is to see the accesses of the
@@ -66,9 +67,10 @@ def _build(folder: Path, sources: list[Path], sanitizer: str | None, link_flags:
             language = ["-x", "c++"] if source.suffix == ".cu" else []
             # The whole name, since kernel.cu and kernel.cpp may lie side by side.
             compiled = folder / f"{source.relative_to(ROOT)}.o"
-            command = [*compiler, *CXX_FLAGS, *flags, *include_flags(), *language]
+            command = [*compiler, *CXX_FLAGS, *flags, *shlex.split(env.value("CXXFLAGS")), *include_flags(), *language]
             compilations.append(compilation(command, source, compiled))
         objects = [step.output for step in compilations]
-        link = Step(output, objects, [*compiler, *link_flags, "-pthread", *objects, "-o", output])
+        link_flags = [*link_flags, *shlex.split(env.value("LDFLAGS")), "-pthread"]
+        link = Step(output, objects, [*compiler, *objects, "-o", output, *link_flags])
         run_steps(folder, compilations, link)
     return output
