@@ -56,25 +56,33 @@ def _about_build(module: str) -> str:
     return f"the build said: {build_record[module]['reason']}"
 
 
-@functools.cache
 def load_cuda_host() -> ModuleType:
-    """The CUDA kernels as C++ for this machine's processor: built, as far as it is out of date, and imported.
+    """The CUDA kernels as C++ for this machine's processor: built, as far as they are out of date, and imported.
 
     Raises:
         RuntimeError: there is no source checkout around the package, or the build failed; the text says why.
     """
+    module, why_not = _build_cuda_host()
+    if module is None:
+        raise RuntimeError(why_not)
+    return module
+
+
+@functools.cache
+def _build_cuda_host() -> tuple[ModuleType | None, str | None]:
+    """The module and None, or None and the reason; a build that failed once is not tried again."""
     setup = Path(__file__).resolve().parent.parent / "setup.py"
     if not (setup.exists() and (setup.parent / "csrc" / "host").exists()):
-        raise RuntimeError(f"running the CUDA kernels on the host needs a source checkout, found no {setup} and csrc")
+        return None, f"running the CUDA kernels on the host needs a source checkout, found no {setup} with its csrc"
     command = [sys.executable, setup.name, "--quiet", "build_cuda_host"]
     done = subprocess.run(command, cwd=setup.parent, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the CUDA kernels could not be built for the host: {' '.join(command)}\n{done.stderr}")
+        return None, f"the CUDA kernels could not be built for the host, by {' '.join(command)}:\n{done.stderr}"
     path = done.stdout.splitlines()[-1]
     spec = importlib.util.spec_from_file_location("_C_cuda_host", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module, None
 
 
 build_record = _read_build_record()
