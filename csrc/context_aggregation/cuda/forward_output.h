@@ -26,7 +26,6 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const Chunk& chunk, c
     constexpr int kRow = ForwardBlock<T, D>::kAttentionPitch;
     const MixShape& shape = block.arguments.mix.shape;
     const Tokens& out = block.arguments.mix.out;
-    const int out_stride = static_cast<int>(out.token_stride);
     const bool to_memory = Last && block.arguments.paired_store;
     const int pairs = (shape.head_dim + 1) / 2;
     const int first_row = chunk.begin / shape.width, count = (chunk.end - 1) / shape.width - first_row + 1;
@@ -38,18 +37,18 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const Chunk& chunk, c
         const int row = item / pairs, channel = item % pairs * 2;
         const int token = row_begin + row * shape.width;  // of column 0
         float* const attention = block.attention() + (token - chunk.begin) * kRow + channel;
-        T* const y = out.head<T>(block.batch, block.head) + token * out.token_stride + channel;
-        const auto take = [&](int x, const Float2& sum) {
+        T* y = out.head<T>(block.batch, block.head) + (token + columns.begin) * out.token_stride + channel;
+        const auto take = [&](int x, const Float2& sum, bool wanted) {
             const Vec<float, 2> dynamic = load<2>(attention + x * kRow);
             const Float2 both{dynamic.data[0] + sum.x, dynamic.data[1] + sum.y};
-            if (to_memory) {
-                store_pair(y + static_cast<int64_t>(x) * out_stride, both.x, both.y);
-            } else {
-                store<2>(attention + x * kRow, Vec<float, 2>{both.x, both.y});
+            if (wanted && to_memory) {
+                store_pair(y, both.x, both.y);
+                y += out.token_stride;
             }
+            if (wanted && !to_memory) store<2>(attention + x * kRow, Vec<float, 2>{both.x, both.y});
         };
         if constexpr (K == 0) {
-            for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0});
+            for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
         } else {
             const bool second = channel + 1 < shape.head_dim;
             const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};

@@ -26,6 +26,29 @@ inline int row_access(const Tokens& tokens, int head_dim, int element_bytes) {
 
 namespace tile {
 
+// In accesses of 16 bytes every thread stays in its column, so that its addresses only move by a constant.
+template <class T, int D, int Pitch>
+CK_DEVICE void load_rows_16(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
+                            int thread, int threads) {
+    constexpr int kColumns = D / kVector<T>;
+    static_assert(kWarpSize % kColumns == 0);
+    const int channel = thread % kColumns * kVector<T>, step = threads / kColumns;
+    const bool valid = channel < head_dim;
+    int row = thread / kColumns;
+    T* target = rows + row * Pitch + channel;
+    const T* source = tokens + row * stride + channel;
+    const int64_t source_step = step * stride;
+    for (; row < valid_rows && row < count; row += step) {
+        copy_async<16>(target, source, valid);
+        target += step * Pitch;
+        source += source_step;
+    }
+    for (; row < count; row += step) {
+        copy_async<16>(target, tokens, false);
+        target += step * Pitch;
+    }
+}
+
 template <int Access, class T, int D, int Pitch>
 CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
                          int thread, int threads) {
@@ -36,7 +59,7 @@ CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, in
         const T* const source = tokens + row * stride + channel;
         T* const target = rows + row * Pitch + channel;
         if constexpr (Access >= 4) {
-            copy_async<Access>(target, valid ? source : tokens, valid);
+            copy_async<Access>(target, source, valid);
         } else {
             *target = valid ? *source : T{};
         }
@@ -52,7 +75,7 @@ template <class T, int D, int Pitch = kPitch<T, D>>
 CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
                          int access, int thread, int threads) {
     if (access == 16) {
-        tile::load_rows<16, T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread, threads);
+        tile::load_rows_16<T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread, threads);
     } else if (access == 4) {
         tile::load_rows<4, T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread, threads);
     } else {

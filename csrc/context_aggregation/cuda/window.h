@@ -52,9 +52,11 @@ struct Columns {
     int height, width;  // of the grid
 };
 
-// For the columns x of row y, from left to right, calls take(x, sums) with
+// For columns of row y, from left to right, calls take(x, sums, wanted) with
 //     start + sum of weight[s, t] * value[y + s - K / 2, x + t - K / 2],   s in [FirstRow, FirstRow + Rows)
-// for both channels. Values outside of the grid are zeros.
+// for both channels. Values outside of the grid are zeros. Where not `wanted`, x is not among the columns
+// asked for and the sums are not whole: that is a value rather than a branch around the call, to become a
+// predicate.
 template <class T, int K, int FirstRow, int Rows, int Pitch, class Take>
 CK_DEVICE void walk_row(const WindowInput<T>& input, int y, const Columns& columns, Float2 start,
                         Take&& take) {
@@ -83,34 +85,41 @@ CK_DEVICE void walk_row(const WindowInput<T>& input, int y, const Columns& colum
         next[s] = load_pair<T>(rows[s]);
     }
 
-    // At column x, sums[(u + j) % K] belongs to the output in column x - kHalf + j.
+    // sums[j] belongs to the output in column x - kHalf + j. They move by one a step: in K steps, unrolled,
+    // by so much that none has to move between registers.
     Float2 sums[K];
     CK_UNROLL
     for (int j = 0; j < K; ++j) sums[j] = start;
-    for (;;) {
-        CK_UNROLL
-        for (int u = 0; u < K; ++u, ++x) {
-            if (x < columns.width) {
+    const int last = (columns.end + kHalf < columns.width ? columns.end + kHalf : columns.width) - 1;
+    const auto walk = [&] {
+        for (;;) {
+            CK_UNROLL
+            for (int u = 0; u < K; ++u, ++x) {
                 CK_UNROLL
                 for (int s = 0; s < Rows; ++s) {
                     const Float2 value = to_floats<T>(next[s]);
                     next[s] = load_pair<T>(rows[s] + (u + 1) * Pitch);
                     CK_UNROLL
                     for (int j = 0; j < K; ++j) {
-                        Float2& sum = sums[(u + j) % K];
-                        sum.x += taps[s][K - 1 - j].x * value.x;
-                        sum.y += taps[s][K - 1 - j].y * value.y;
+                        sums[j].x += taps[s][K - 1 - j].x * value.x;
+                        sums[j].y += taps[s][K - 1 - j].y * value.y;
                     }
                 }
+                take(x - kHalf, sums[0], x - kHalf >= columns.begin);
+                if (x == last) return;
+                CK_UNROLL
+                for (int j = 0; j < K - 1; ++j) sums[j] = sums[j + 1];
+                sums[K - 1] = start;
             }
-            if (x >= columns.begin + kHalf) {
-                take(x - kHalf, sums[u]);
-                if (x + 1 == columns.end + kHalf) return;
-            }
-            sums[u] = start;
+            CK_UNROLL
+            for (int s = 0; s < Rows; ++s) rows[s] += step[s];
         }
-        CK_UNROLL
-        for (int s = 0; s < Rows; ++s) rows[s] += step[s];
+    };
+    walk();
+    CK_UNROLL
+    for (int j = 1; j <= kHalf; ++j) {
+        const int column = last - kHalf + j;
+        take(column, sums[j], column >= columns.begin && column < columns.end);
     }
 }
 
