@@ -14,13 +14,18 @@ _WINDOWS = (3, 5, 7)
 
 
 def place(tensor: Tensor) -> tuple[ModuleType, int, int]:
-    """The module for the tensor's device, the device's index and the handle of its current stream.
+    """The module for the tensor's device, the device's index and the handle of its current stream."""
+    return place_on(tensor.device)
 
-    A CPU tensor gets the kernels as they run on this machine's processor, where the index is -1 and the stream 0.
+
+def place_on(device: torch.device) -> tuple[ModuleType, int, int]:
+    """`place` of a tensor on `device`.
+
+    The CPU gets the kernels as they run on this machine's processor, where the index is -1 and the stream 0.
     """
-    if tensor.device.type == "cpu":
+    if device.type == "cpu":
         return _extension.load_cuda_host(), -1, 0
-    index = tensor.device.index
+    index = device.index
     return _extension.cuda, index, torch.cuda.current_stream(index).cuda_stream
 
 

@@ -1,6 +1,7 @@
 """Which backend runs, the ways to ask for one, and the reasons a request is refused."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -205,14 +206,38 @@ def test_request_that_cannot_be_served(name, tensor, reason):
     ("dense", "tokens", "reason"),
     [
         (True, 4, "it has no dense affinity beside the dynamic term"),
-        (False, 9000, "a row of 9000 tokens of head_dim 8"),
+        (False, 9000, r"its blocks hold a whole row, up to \d+ tokens of head_dim 8 here, got 9000"),
     ],
 )
 def test_what_the_cuda_mix_does_not_take(dense, tokens, reason):
     with run_cuda_on_host():
-        assert reason in why_not("cuda", V.expand(1, 4, 2, 8)[:, :1].expand(1, tokens, 2, 8), True, dense)
+        assert re.search(reason, why_not("cuda", V[:, :1].expand(1, tokens, 2, 8), True, dense))
         assert why_not("cuda", V, True, False) is None
         assert why_not("cuda", V, False, True) is None  # a static term alone is another op's, or the library's
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [1, 32, 33, 64, 100, 128])
+def test_every_row_that_the_cuda_mix_takes_fits_shared_memory(dtype, head_dim):
+    """Whatever the grid and the window; and the first one refused would not fit."""
+    module = _extension.load_cuda_host()
+    code, limit = _extension.DTYPE_CODES[dtype], module.shared_memory_limit(-1)
+
+    def fits(height, width, window):
+        sizes, grid = (1, height * width, 1, head_dim), (height, width, window, window)
+        backward = [module.mix_backward_shared_memory(code, sizes, grid, gradient) for gradient in (False, True)]
+        return max(module.mix_forward_shared_memory(code, sizes, grid), *backward) <= limit
+
+    value = torch.zeros(1, 1, 1, 1, dtype=dtype)
+    with run_cuda_on_host():
+        taken = [n for n in range(1, 1000) if why_not("cuda", value.expand(1, n, 1, head_dim), True, False) is None]
+    assert taken == list(range(1, len(taken) + 1))
+    assert len(taken) >= 64
+    for tokens in taken:
+        for width in (1, 7, 16, tokens):
+            if tokens % width == 0:
+                assert all(fits(tokens // width, width, window) for window in (0, 3, 7))
+    assert not fits(1, len(taken) + 1, 7)
 
 
 def test_missing_extension_is_explained(monkeypatch):

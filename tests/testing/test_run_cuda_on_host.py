@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from container_kernels import _extension, local_aggregation, use_backend
+from container_kernels import _extension, context_aggregation, local_aggregation, use_backend
 from container_kernels.testing import run_cuda_on_host
 
 X = torch.randn(1, 5, 6, 4)
@@ -88,3 +88,22 @@ def test_compiles_without_a_break_and_is_guarded_on(fresh_compiler):
     assert weight.grad.count_nonzero()
     with pytest.raises(Exception, match="cannot serve this call: it takes CUDA tensors"):
         aggregate(X, weight)
+
+
+def test_one_graph_serves_rows_of_any_length(fresh_compiler):
+    """How long a row may be is a number for the compiler: the lengths stay symbolic."""
+    graphs = []
+
+    def record(graph_module, _):
+        graphs.append(graph_module)
+        return graph_module
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=record)
+    def aggregate(v):
+        return context_aggregation(v, v, v, backend="cuda")
+
+    with run_cuda_on_host():
+        for tokens in (6, 12, 20):
+            v = torch.randn(2, tokens, 3, 8)
+            torch.testing.assert_close(aggregate(v), context_aggregation(v, v, v, backend="reference"))
+    assert len(graphs) == 1

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT
 """What each backend needs to serve context aggregation."""
 
+import functools
+
+import torch
 from torch import Tensor
 
+from ..._extension import DTYPE_CODES
 from ..backend import why_not_here
+from ..cuda_launch import place_on
 
 # Beyond it a head no longer fits the kernels' on-chip tiles.
 MAX_HEAD_DIM = 256
-MAX_HEAD_DIM_CUDA = 128
+# The CUDA kernels' head dimensions; others are filled up to the next of them.
+CUDA_HEAD_DIMS = (32, 64, 128)
 
 
 def why_not(name: str, v: Tensor, dynamic: bool, dense: bool) -> str | None:
@@ -16,19 +22,39 @@ def why_not(name: str, v: Tensor, dynamic: bool, dense: bool) -> str | None:
     Args:
         dynamic, dense: whether there are queries and keys, and a dense affinity.
     """
-    if name != "reference" and dynamic:
-        head_dim = v.shape[-1]
-        limit = MAX_HEAD_DIM_CUDA if name == "cuda" else MAX_HEAD_DIM
-        if head_dim > limit:
-            return f"it takes head_dim up to {limit}, got {head_dim}"
-        if name == "cuda":
-            if dense:
-                return "it has no dense affinity beside the dynamic term"
-            if not fits_shared_memory(v.shape[1], head_dim, v.dtype.itemsize):
-                return f"a row of {v.shape[1]} tokens of head_dim {head_dim} does not fit shared memory"
-    return why_not_here(name, v)
+    if name == "reference" or not dynamic:
+        return why_not_here(name, v)
+    tokens, head_dim = v.shape[1], v.shape[3]
+    limit = CUDA_HEAD_DIMS[-1] if name == "cuda" else MAX_HEAD_DIM
+    if head_dim > limit:
+        return f"it takes head_dim up to {limit}, got {head_dim}"
+    if name == "cuda" and dense:
+        return "it has no dense affinity beside the dynamic term"
+    reason = why_not_here(name, v)
+    if reason is None and name == "cuda":
+        filled = 32 if head_dim <= 32 else 64 if head_dim <= 64 else 128
+        most = _most_tokens(v.device, v.dtype, filled)
+        if tokens > most:
+            return f"its blocks hold a whole row, up to {most} tokens of head_dim {head_dim} here, got {tokens}"
+    return reason
 
 
-def fits_shared_memory(tokens: int, head_dim: int, itemsize: int) -> bool:
-    """Whether the CUDA kernels, forward and backward, can hold a row of keys and values of a head on chip."""
-    return tokens <= 256
+# Plain numbers in, a plain number out, that never changes: compiled code may keep it, and tokens stay symbolic.
+@torch.compiler.assume_constant_result
+def _most_tokens(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
+    """For how many tokens a block of `device` has the shared memory, forward and backward, whatever the window."""
+    return _ask_most_tokens(device, dtype, head_dim)
+
+
+@functools.cache
+def _ask_most_tokens(device: torch.device, dtype: torch.dtype, head_dim: int) -> int:
+    module, index, _ = place_on(device)
+    limit, code = module.shared_memory_limit(index), DTYPE_CODES[dtype]
+    tokens = 0
+    while True:
+        more = tokens + 16
+        sizes, grid = (1, more, 1, head_dim), (1, more, 7, 7)
+        forward = module.mix_forward_shared_memory(code, sizes, grid)
+        if max(forward, module.mix_backward_shared_memory(code, sizes, grid, True)) > limit:
+            return tokens
+        tokens = more
