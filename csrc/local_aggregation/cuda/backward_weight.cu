@@ -75,15 +75,14 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
     const int channel = 2 * lane();
     const int offset = place.column_warp * kColumns * kGroupChannels + channel;
     float* const bias =
-        reinterpret_cast<float*>(memory + ring_bytes<T, K>(tiling)) + warp() * kGroupChannels + channel;
+        reinterpret_cast<float*>(memory + ring_bytes<T, K>(tiling)) + place.index * kGroupChannels + channel;
     store(bias, Vec<float, 2>{0, 0});  // a lane's own place: registers are short
 
     // The rows on their way: where the next ones are, how many of grad_out are left, when the strip is over,
     // and what the stages hold, the latest one in bit 0.
-    const int walker_threads = tiling.column_warps * kWarpSize;
-    const int thread = thread_index() - place.walker * walker_threads;
-    const Share<T, Aligned> x_share(thread, walker_threads, params.x);
-    const Share<T, Aligned> grad_share(thread, walker_threads, params.grad_out);
+    const int thread = place.column_warp * kWarpSize + lane(), threads = tiling.column_warps * kWarpSize;
+    const Share<T, Aligned> x_share(thread, threads, channels, params.x);
+    const Share<T, Aligned> grad_share(thread, threads, channels, params.grad_out);
     const T *next_x, *next_grad;
     int next_row, grad_rows, index = 0, rest = 0;
     unsigned has_x = 0, has_grad = 0;
@@ -101,11 +100,11 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
         T* const to = ring + stage * stage_elements;
         const bool x_exists = is_inside(next_row, shape.height), grad_exists = grad_rows > 0;
         if (x_exists) {
-            x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, channels, access);
+            x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, access);
         }
         if (grad_exists) {
             grad_share.copy(next_grad, to + x_columns * kGroupChannels, place.first_column, tiling.columns(),
-                            shape.width, channels, access);
+                            shape.width, access);
         }
         copy_async_commit();
         has_x = has_x << 1 | x_exists;
@@ -116,7 +115,7 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
         next_grad += params.grad_out.row_stride;
     };
     CK_NO_UNROLL
-    for (unsigned stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    for (int stage = 0; stage < kAhead; ++stage) fetch(stage);
 
     Float2 taps[K][K], grad_out[K][kColumns];
     CK_UNROLL
@@ -125,10 +124,10 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
     for (int i = 0; i < K * kColumns; ++i) grad_out[i / kColumns][i % kColumns] = {0, 0};
     unsigned stage = 0;
     for (int left = tiling.sequence * steps; left > 0; --left) {
-        copy_async_wait<kStages - 2>();
+        copy_async_wait<kAhead - 1>();
         sync_threads();
-        fetch((stage + kStages - 1) % kStages);
-        constexpr unsigned kNow = 1u << (kStages - 1);
+        fetch((stage + kAhead) % kStages);
+        constexpr unsigned kNow = 1u << kAhead;
         const T* const x = ring + stage * stage_elements + offset;
         Float2 sum{0, 0};
         CK_UNROLL
@@ -156,7 +155,7 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
     };
     for (int turn = 0; turn < block_size() / kWarpSize; ++turn) {
         sync_threads();
-        if (warp() != turn) continue;
+        if (place.index != turn) continue;
         CK_UNROLL
         for (int i = 0; i < K * K; ++i) add_to_sums(i, taps[i / K][i % K], turn == 0);
         add_to_sums(K * K, to_float(load<2>(bias)), turn == 0);
@@ -171,7 +170,7 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
 template <class T, int K>
 void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Stream stream) {
     const DepthwiseShape& shape = params.shape;
-    const Tiling tiling = choose_tiling(shape, K, kFixedRows);
+    const Tiling tiling = choose_tiling(shape, K, kFixedRows, kMostRows);
     const size_t biases = sizeof(float) * tiling.column_warps * tiling.walkers * kGroupChannels;
     const size_t shared = ring_bytes<T, K>(tiling) + biases;
     float* const partials = static_cast<float*>(workspace);
@@ -190,7 +189,7 @@ void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Str
 
 size_t depthwise_backward_weight_workspace(const DepthwiseShape& shape, DType) {
     const int kernel = shape.kernel_height;
-    return partials_bytes(choose_tiling(shape, kernel, kFixedRows), kernel * kernel + 1);
+    return partials_bytes(choose_tiling(shape, kernel, kFixedRows, kMostRows), kernel * kernel + 1);
 }
 
 void depthwise_backward_weight(const DepthwiseBackwardWeight& params, void* workspace, DType dtype,

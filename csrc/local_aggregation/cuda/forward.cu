@@ -27,12 +27,20 @@ constexpr size_t ring_bytes(const Tiling& tiling) {
     return sizeof(T) * tiling.walkers * kStages * (tiling.columns() + K - 1) * kGroupChannels;
 }
 
-// Bytes of the filters of a group or, later, of the output rows of all warps.
+// A warp's own shared memory: a row of its output and, since registers are short, its lanes' sums over their
+// pixels.
+template <class T>
+struct WarpMemory {
+    T row[kColumns * kGroupChannels];
+    float totals[kStatistics * kGroupChannels];
+};
+
+// Bytes of the filters of a group or, later, of the memories of all warps.
 template <class T, int K>
-constexpr size_t staged_bytes(const Tiling& tiling) {
+constexpr size_t scratch_bytes(const Tiling& tiling) {
     const size_t filters = sizeof(float) * kGroupChannels * K * K;
-    const size_t rows = sizeof(T) * tiling.column_warps * tiling.walkers * kColumns * kGroupChannels;
-    return filters > rows ? filters : rows;
+    const size_t warps = sizeof(WarpMemory<T>) * tiling.column_warps * tiling.walkers;
+    return filters > warps ? filters : warps;
 }
 
 // sums[r] are those of output row i - K/2 + r after input row i; they come as those of the row before.
@@ -62,33 +70,26 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     const Place place(tiling);
     const int channels = shape.channels - place.first_channel;
     const int row_columns = tiling.columns() + K - 1, row_elements = row_columns * kGroupChannels;
-    // Input rows above a strip's first one, and below its last one.
-    const int lead = tiling.whole_images() ? 0 : K / 2;
+    const Strip strip(tiling, place, shape.height, 0);
+    // The input rows of the strip; every walker of the block takes as many steps.
+    const int lead = tiling.whole_images() ? 0 : K / 2, first_row = strip.begin - lead;
+    const int end_row = strip.end() + lead < shape.height ? strip.end() + lead : shape.height;
     const int steps = lead + tiling.strip_rows + lead;
 
     CK_DYNAMIC_SHARED(memory);
     T* const ring = reinterpret_cast<T*>(memory) + place.walker * kStages * row_elements;
     unsigned char* const scratch = memory + ring_bytes<T, K>(tiling);
 
-    // The rows on their way: where the next one is, and when the strip is over.
-    const int walker_threads = tiling.column_warps * kWarpSize;
-    const Share<T, Aligned> share(thread_index() - place.walker * walker_threads, walker_threads, params.x);
-    const T* next;
-    int next_row, next_index = -1, rest = 0;
-    const auto fetch = [&](unsigned stage) {
-        if (rest-- == 0) {
-            const Strip strip(tiling, place, shape.height, ++next_index);
-            next_row = strip.begin - lead;
-            next = share.template address<const T>(params.x, place, strip.image, next_row,
-                                                   place.first_column - K / 2);
-            rest = steps - 1;
-        }
-        if (is_inside(next_row, shape.height)) {
+    const Share<T, Aligned> share(place.column_warp * kWarpSize + lane(), tiling.column_warps * kWarpSize,
+                                  channels, params.x);
+    const T* next =
+        share.template address<const T>(params.x, place, strip.image, first_row, place.first_column - K / 2);
+    const auto fetch = [&](int row, unsigned stage) {
+        if (0 <= row && row < end_row) {
             share.copy(next, ring + stage * row_elements, place.first_column - K / 2, row_columns,
-                       shape.width, channels, access);
+                       shape.width, access);
         }
         copy_async_commit();
-        ++next_row;
         next += params.x.row_stride;
     };
 
@@ -100,8 +101,8 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
         copy_async<4>(filters + i, weight + i, i < channels * K * K);
     }
     CK_NO_UNROLL
-    for (unsigned stage = 0; stage < kStages - 1; ++stage) fetch(stage);
-    copy_async_wait<kStages - 2>();
+    for (int stage = 0; stage < kAhead; ++stage) fetch(first_row + stage, stage);
+    copy_async_wait<kAhead - 1>();
     sync_threads();
     Float2 taps[K][K];
     const int channel = 2 * lane();
@@ -122,81 +123,73 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
 
     const int column_in_row = place.column_warp * kColumns;
     const int first_column = place.first_column + column_in_row;
-    T* const staged = reinterpret_cast<T*>(scratch) + warp() * kColumns * kGroupChannels;
-    const Share<T, Aligned> out_share(lane(), kWarpSize, params.out);
-    // A lane's sums over its pixels are in shared memory, (warps, kStatistics, 64): registers are short.
-    float* const totals = reinterpret_cast<float*>(scratch + staged_bytes<T, K>(tiling));
-    float* const own_totals = totals + warp() * kStatistics * kGroupChannels + channel;
-    if (partials) {
-        store(own_totals, Vec<float, 2>{0, 0});
-        store(own_totals + kGroupChannels, Vec<float, 2>{0, 0});
-    }
+    const int columns = shape.width - first_column < kColumns ? shape.width - first_column : kColumns;
+    const Share<T, Aligned> out_share(lane(), kWarpSize, channels, params.out);
+    WarpMemory<T>* const memories = reinterpret_cast<WarpMemory<T>*>(scratch);
+    WarpMemory<T>& own = memories[place.index];
+    sync_threads();  // the filters are no longer needed
+    for (int i = 0; i < kStatistics; ++i)
+        store(own.totals + i * kGroupChannels + channel, Vec<float, 2>{0, 0});
     const auto write = [&](T* out, const Float2(&values)[kColumns]) {
         Vec<T, 2> rounded[kColumns];
         CK_UNROLL
         for (int column = 0; column < kColumns; ++column) {
             rounded[column] = from_floats<T>(values[column]);
-            store(staged + column * kGroupChannels + channel, rounded[column]);
+            store(own.row + column * kGroupChannels + channel, rounded[column]);
         }
         if (partials) {
             Float2 sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
             CK_UNROLL
             for (int column = 0; column < kColumns; ++column) {
-                if (first_column + column >= shape.width) continue;
+                if (column >= columns) continue;
                 const Float2 value = to_float(rounded[column]);
                 sum = add(sum, value);
                 square_sum = multiply_add(value, value, square_sum);
             }
-            accumulate(own_totals, sum);
-            accumulate(own_totals + kGroupChannels, square_sum);
+            accumulate(own.totals + channel, sum);
+            accumulate(own.totals + kGroupChannels + channel, square_sum);
         }
         sync_warp();
-        out_share.store_to(out, staged, first_column, shape.width, channels);
+        out_share.store_to(out, own.row, columns);
         sync_warp();
     };
 
+    T* out = out_share.template address<T>(params.out, place, strip.image, strip.begin, first_column);
+    Float2 sums[K][kColumns];
+    CK_UNROLL
+    for (int i = 0; i < K * kColumns; ++i) sums[i / kColumns][i % kColumns] = bias;
     unsigned stage = 0;
-    for (int index = 0; index < tiling.sequence; ++index) {
-        const Strip strip(tiling, place, shape.height, index);
-        T* out = out_share.template address<T>(params.out, place, strip.image, strip.begin, first_column);
-        Float2 sums[K][kColumns];
+    for (int row = first_row; row < first_row + steps; ++row) {
+        copy_async_wait<kAhead - 1>();
+        sync_threads();
+        fetch(row + kAhead, (stage + kAhead) % kStages);
+        if (0 <= row && row < end_row) {
+            const T* const x = ring + stage * row_elements + column_in_row * kGroupChannels + channel;
+            add_row<T, K>(x, taps, bias, sums);
+            if (row - K / 2 >= strip.begin) {
+                write(out, sums[0]);
+                out += params.out.row_stride;
+            }
+        }
+        stage = (stage + 1) % kStages;
+    }
+    // The rows that only wait for input rows below the image.
+    CK_NO_UNROLL
+    for (int row = shape.height - K / 2; row < strip.end(); ++row) {
         CK_UNROLL
-        for (int i = 0; i < K * kColumns; ++i) sums[i / kColumns][i % kColumns] = bias;
-        const int first_row = strip.begin - lead;
-        for (int row = first_row; row < first_row + steps; ++row) {
-            copy_async_wait<kStages - 2>();
-            sync_threads();
-            fetch((stage + kStages - 1) % kStages);
-            if (is_inside(row, shape.height)) {
-                const T* const x = ring + stage * row_elements + column_in_row * kGroupChannels + channel;
-                add_row<T, K>(x, taps, bias, sums);
-                if (is_inside(row - K / 2 - strip.begin, strip.rows)) {
-                    write(out, sums[0]);
-                    out += params.out.row_stride;
-                }
-            }
-            stage = (stage + 1) % kStages;
+        for (int i = 0; i < (K - 1) * kColumns; ++i) {
+            sums[i / kColumns][i % kColumns] = sums[i / kColumns + 1][i % kColumns];
         }
-        // The rows that only wait for input rows below the image.
-        CK_NO_UNROLL
-        for (int row = shape.height - K / 2; row < shape.height; ++row) {
-            CK_UNROLL
-            for (int i = 0; i < (K - 1) * kColumns; ++i) {
-                sums[i / kColumns][i % kColumns] = sums[i / kColumns + 1][i % kColumns];
-            }
-            if (!is_inside(row - strip.begin, strip.rows)) continue;
-            write(out, sums[0]);
-            out += params.out.row_stride;
-        }
+        if (row < strip.begin) continue;
+        write(out, sums[0]);
+        out += params.out.row_stride;
     }
 
     if (!partials) return;
     sync_threads();
     for (int i = thread_index(); i < kStatistics * kGroupChannels; i += block_size()) {
-        float sum = totals[i];
-        for (int other = 1; other < block_size() / kWarpSize; ++other) {
-            sum += totals[other * kStatistics * kGroupChannels + i];
-        }
+        float sum = memories[0].totals[i];
+        for (int other = 1; other < block_size() / kWarpSize; ++other) sum += memories[other].totals[i];
         const int64_t row = int64_t{place.part} * kStatistics + i / kGroupChannels;
         partials[row * tiling.padded_channels() + place.first_channel + i % kGroupChannels] = sum;
     }
@@ -205,10 +198,8 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
 template <class T, int K>
 void forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,
              Stream stream) {
-    const Tiling tiling = choose_tiling(params.shape, K, kFixedRows);
-    const size_t totals = sizeof(float) * tiling.column_warps * tiling.walkers * kStatistics * kGroupChannels;
-    const size_t shared =
-        ring_bytes<T, K>(tiling) + staged_bytes<T, K>(tiling) + (statistics.sum ? totals : 0);
+    const Tiling tiling = choose_tiling(params.shape, K, kFixedRows, 1);
+    const size_t shared = ring_bytes<T, K>(tiling) + scratch_bytes<T, K>(tiling);
     float* const partials = statistics.sum ? static_cast<float*>(workspace) : nullptr;
     const int access =
         std::min(access_bytes<T>(params.x, params.shape), access_bytes<T>(params.out, params.shape));
@@ -226,7 +217,7 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
 
 size_t depthwise_forward_workspace(const DepthwiseShape& shape, DType, bool statistics) {
     if (!statistics) return 0;
-    return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows), kStatistics);
+    return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatistics);
 }
 
 void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,

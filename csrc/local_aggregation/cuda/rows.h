@@ -9,8 +9,9 @@
 
 namespace ck::cuda {
 
-// Rows in shared memory: the one that is computed, and those that are on their way meanwhile.
-constexpr unsigned kStages = 4;
+// Rows in shared memory: those on their way, and the one that is computed meanwhile.
+constexpr int kAhead = 3;
+constexpr unsigned kStages = kAhead + 1;
 
 // Bytes that move at once, between 16 and one element: what the addresses of all pixels are a multiple of.
 template <class T>
@@ -27,10 +28,13 @@ int access_bytes(const Image& image, const DepthwiseShape& shape) {
     return multiple_of(16) ? 16 : multiple_of(4) ? 4 : static_cast<int>(sizeof(T));
 }
 
+constexpr int kNoColumn = 1 << 20;
+
 // What a warp works on, and with which others.
 struct Place {
     int chunk;
     int part;           // of all chunks and tiles: where the block's sums go
+    int index;          // of the warp in the block
     int walker;         // of the block
     int column_warp;    // of the walker
     int first_channel;  // of the block
@@ -40,8 +44,11 @@ struct Place {
         const unsigned block = block_index().x, groups = tiling.groups, tiles = tiling.tiles;
         part = static_cast<int>(block / groups);
         chunk = static_cast<int>(block / groups / tiles);
-        walker = warp() / tiling.column_warps;
-        column_warp = warp() % tiling.column_warps;
+        // By a shuffle the compiler knows that it is the same in all lanes, and keeps it, and what follows
+        // from it, in the registers that a warp shares.
+        index = shuffle(warp(), 0);
+        walker = index / tiling.column_warps;
+        column_warp = index % tiling.column_warps;
         first_channel = static_cast<int>(block % groups) * kGroupChannels;
         first_column = static_cast<int>(block / groups % tiles) * tiling.columns();
     }
@@ -60,6 +67,7 @@ struct Strip {
         begin = (strip - image * tiling.strips) * tiling.strip_rows;
         rows = begin + tiling.strip_rows < height ? tiling.strip_rows : height - begin;
     }
+    CK_DEVICE int end() const { return begin + rows; }
 };
 
 CK_DEVICE bool is_inside(int index, int count) {
@@ -71,15 +79,19 @@ CK_DEVICE bool is_inside(int index, int count) {
 // two.
 template <class T, bool Aligned>
 struct Share {
-    int first, step;   // its first column of a row, how far it is to the next one
+    int first, step;   // its first column of a row, how far it is to the next one; none if it has no channels
     int channel;       // its first channel
+    bool second;       // whether there is a channel for the second of two
     int64_t distance;  // from column to column in global memory
 
-    CK_DEVICE Share(int thread, int threads, const Image& image) : distance(image.column_stride) {
+    // `channels`: that the image has from the first one of the block on.
+    CK_DEVICE Share(int thread, int threads, int channels, const Image& image)
+        : distance(image.column_stride) {
         constexpr int kEach = Aligned ? kVector<T> : 2, kSharers = kGroupChannels / kEach;
-        first = thread / kSharers;
-        step = threads / kSharers;
         channel = thread % kSharers * kEach;
+        first = channel < channels ? thread / kSharers : kNoColumn;
+        step = threads / kSharers;
+        second = channel + 1 < channels;
     }
 
     // Where its part of a row begins, for a row whose first column is `column` of the image.
@@ -88,41 +100,39 @@ struct Share {
         return image.row<U>(image_index, row) + (column + first) * distance + place.first_channel + channel;
     }
 
-    // Copies `columns` pixels; those outside of the image's `width` and `channels` become zeros.
-    CK_DEVICE void copy(const T* from, T* shared, int column, int columns, int width, int channels,
-                        int access) const {
+    // Copies `columns` pixels, from `column` of the image on; those outside of its `width` become zeros.
+    CK_DEVICE void copy(const T* from, T* shared, int column, int columns, int width, int access) const {
         T* to = shared + first * kGroupChannels + channel;
         CK_NO_UNROLL
         for (int at = first; at < columns; at += step) {
-            const bool in_row = is_inside(column + at, width);
+            const bool valid = is_inside(column + at, width);
             if constexpr (Aligned) {
-                copy_async<16>(to, from, in_row && channel < channels);
+                copy_async<16>(to, from, valid);
             } else if (sizeof(T) == 2 && access == 4) {
-                copy_async<4>(to, from, in_row && channel < channels);
+                copy_async<4>(to, from, valid);
             } else {
-                CK_UNROLL
-                for (int i = 0; i < 2; ++i) copy_element(to + i, from + i, in_row && channel + i < channels);
+                copy_element(to, from, valid);
+                copy_element(to + 1, from + 1, valid && second);
             }
             to += step * kGroupChannels;
             from += step * distance;
         }
     }
 
-    // Stores kColumns pixels, less those outside.
-    CK_DEVICE void store_to(T* to, const T* shared, int column, int width, int channels) const {
+    // Stores `columns` pixels, at most kColumns.
+    CK_DEVICE void store_to(T* to, const T* shared, int columns) const {
         const T* from = shared + first * kGroupChannels + channel;
         if constexpr (Aligned) {
             CK_UNROLL
             for (int i = 0; i < kColumns; i += step) {
-                if (first + i < kColumns && column + first + i < width && channel < channels) {
+                if (first + i < columns)
                     store(to + i * distance, load<kVector<T>>(from + i * kGroupChannels));
-                }
             }
         } else {
             CK_NO_UNROLL
-            for (int at = first; at < kColumns && column + at < width; at += step) {
-                if (channel < channels) to[0] = from[0];
-                if (channel + 1 < channels) to[1] = from[1];
+            for (int at = first; at < columns; at += step) {
+                to[0] = from[0];
+                if (second) to[1] = from[1];
                 from += step * kGroupChannels;
                 to += step * distance;
             }

@@ -18,7 +18,7 @@ constexpr int kGroupChannels = 64;
 constexpr int kColumns = 7;
 constexpr int kMostWarps = 4;
 constexpr int kMostThreads = 32 * kMostWarps;
-constexpr int kMostStrips = 1 << 30;
+constexpr int kMostRows = 1 << 30;
 
 struct Tiling {
     int groups;        // of 64 channels
@@ -40,50 +40,57 @@ struct Tiling {
     constexpr int padded_channels() const { return groups * kGroupChannels; }
 };
 
-// `fixed_rows`: what a block does beside walking, in the time it takes for so many rows.
-inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_rows) {
-    if (shape.batch > kMostStrips) {
-        throw std::invalid_argument("x: expected at most 2^30 images, got " + std::to_string(shape.batch));
+// `fixed_rows`: what a block does beside walking, in the time it takes for so many rows. `most_strips`: that
+// a walker may take one after the other.
+inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_rows, int most_strips) {
+    if (shape.batch * shape.height > kMostRows) {
+        throw std::invalid_argument("x: expected at most 2^30 rows in all images, got " +
+                                    std::to_string(shape.batch * shape.height));
     }
     Tiling tiling;
     tiling.groups = static_cast<int>(ceil_div(shape.channels, kGroupChannels));
     const int columns = static_cast<int>(ceil_div(shape.width, kColumns));  // of warps
     tiling.tiles = static_cast<int>(ceil_div(columns, kMostWarps));
     tiling.column_warps = static_cast<int>(ceil_div(columns, tiling.tiles));
+    const int64_t across = int64_t{tiling.tiles} * tiling.groups;
 
     const int64_t processors = multiprocessor_count();
     // Narrow images share a block, and the filters that it loads, when there are blocks enough.
-    const int64_t images = shape.batch * tiling.tiles * tiling.groups;
     tiling.walkers = kMostWarps / tiling.column_warps;
-    while (tiling.walkers > 1 && images < tiling.walkers * processors) tiling.walkers /= 2;
+    while (tiling.walkers > 1 && shape.batch * across < tiling.walkers * processors) tiling.walkers /= 2;
 
     // A processor has four schedulers. One whose warps are few waits for them, as if it had one more; so the
     // time is about (warps + 1) · rows. More strips mean more warps and more halo rows.
     const int warps = tiling.column_warps * tiling.walkers;
     int64_t best = INT64_MAX;
-    for (int divisor = 1; divisor == 1 || ceil_div(shape.height, divisor) >= 4;
-         divisor += ceil_div(divisor, 4)) {
-        const int strip_rows = static_cast<int>(ceil_div(shape.height, divisor));
-        const int strips = static_cast<int>(ceil_div(shape.height, strip_rows));
-        const int64_t all_strips = shape.batch * strips;
-        if (all_strips > kMostStrips) break;
+    const auto consider = [&](int strip_rows, int strips, int64_t sequence) {
+        const int64_t chunks = ceil_div(shape.batch * strips, tiling.walkers * sequence);
+        const int64_t load = ceil_div(chunks * across * warps, 4 * processors);
         const int64_t steps = strip_rows + (strips == 1 ? kernel / 2 : kernel - 1);
-        const int64_t parts = ceil_div(all_strips, tiling.walkers);
-        for (int rounds = 1; rounds <= 8; ++rounds) {
-            const int64_t most_chunks =
-                std::max<int64_t>(1, rounds * 4 * processors / (warps * tiling.tiles * tiling.groups));
-            const int64_t sequence = ceil_div(parts, most_chunks);
-            const int64_t chunks = ceil_div(parts, sequence);
-            const int64_t load = ceil_div(chunks * tiling.tiles * tiling.groups * warps, 4 * processors);
-            const int64_t time = (load + 1) * (sequence * steps + fixed_rows);
-            if (time > best) continue;
-            best = time;
-            tiling.strips = strips;
-            tiling.strip_rows = strip_rows;
-            tiling.sequence = static_cast<int>(sequence);
-            tiling.all_strips = static_cast<int>(all_strips);
-            tiling.chunks = static_cast<int>(chunks);
+        const int64_t time = (load + 1) * (sequence * steps + fixed_rows);
+        if (time > best) return;
+        best = time;
+        tiling.strips = strips;
+        tiling.strip_rows = strip_rows;
+        tiling.sequence = static_cast<int>(sequence);
+        tiling.all_strips = static_cast<int>(shape.batch * strips);
+        tiling.chunks = static_cast<int>(chunks);
+    };
+    constexpr int kLeastRows = 4;
+    for (int parts = 1; parts == 1 || shape.height >= kLeastRows * parts; parts += (parts + 3) / 4) {
+        const int strip_rows = static_cast<int>(ceil_div(shape.height, parts));
+        const int strips = static_cast<int>(ceil_div(shape.height, strip_rows));
+        const int64_t walks = ceil_div(shape.batch * strips, tiling.walkers);
+        consider(strip_rows, strips, 1);
+        // So many strips that every scheduler has at most `load` warps.
+        for (int load = 1; load <= 8 && most_strips > 1; ++load) {
+            const int64_t blocks = std::max<int64_t>(1, load * 4 * processors / (warps * across));
+            consider(strip_rows, strips, std::min<int64_t>(most_strips, ceil_div(walks, blocks)));
         }
+    }
+    if (tiling.blocks() > INT32_MAX) {
+        throw std::invalid_argument("x: too large for one launch, " + std::to_string(tiling.blocks()) +
+                                    " blocks");
     }
     return tiling;
 }
