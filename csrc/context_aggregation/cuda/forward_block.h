@@ -20,8 +20,7 @@ struct ForwardBlock {
     static constexpr int kAttentionPitch = kChunkRow * static_cast<int>(sizeof(T)) / 4;
 
     const ForwardArguments& arguments;
-    int64_t batch, head;
-    int tokens;
+    int batch, head, tokens;
     T* keys;
     T* values;
     T* chunk_rows;
@@ -31,8 +30,9 @@ struct ForwardBlock {
     CK_DEVICE ForwardBlock(const ForwardArguments& arguments, unsigned char* shared) : arguments(arguments) {
         const MixShape& shape = arguments.mix.shape;
         const ForwardLayout& layout = arguments.layout;
-        batch = block_index().x / shape.heads;
-        head = block_index().x % shape.heads;
+        const auto heads = static_cast<unsigned>(shape.heads);
+        batch = static_cast<int>(block_index().x / heads);
+        head = static_cast<int>(block_index().x % heads);
         tokens = static_cast<int>(shape.tokens);
         keys = reinterpret_cast<T*>(shared);
         values = keys + layout.key_rows * kRow;
@@ -66,7 +66,7 @@ struct ForwardBlock {
         const int key_rows = arguments.layout.key_rows;
         load_tokens<kRow>(keys, key_rows, mix.k, 0);
         load_tokens<kRow>(values, key_rows + kZeroTokens, mix.v, 0);
-        const int count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
+        const int64_t count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
         const float* const source = static_cast<const float*>(mix.local_weight) + head * count;
         for (int i = thread_index(); i < count; i += block_size()) copy_async<4>(weight + i, source + i);
     }

@@ -9,6 +9,20 @@ namespace ck::cuda {
 
 namespace output {
 
+// The image rows of a chunk, and the columns that it has of each.
+struct ChunkRows {
+    int first, count;
+    Columns columns;
+
+    CK_DEVICE ChunkRows(const Chunk& chunk, const MixShape& shape)
+        : first(chunk.begin / shape.width), count((chunk.end - 1) / shape.width - first + 1) {
+        // Of several rows a chunk has all columns.
+        const int begin = count > 1 ? 0 : chunk.begin - first * shape.width;
+        columns = {begin, count > 1 ? shape.width : begin + chunk.end - chunk.begin, shape.height,
+                   shape.width};
+    }
+};
+
 template <class T>
 CK_DEVICE void store_pair(T* address, float first, float second) {
     if constexpr (sizeof(T) == 4) {
@@ -22,39 +36,48 @@ CK_DEVICE void store_pair(T* address, float first, float second) {
 // the head's `bias`, or zero. With Last and where pairs of channels can be written, they go to y; else back
 // to where the attention was.
 template <class T, int D, int K, int FirstRow, int Rows, bool Last>
-CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const Chunk& chunk, const float* bias) {
+CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows, const float* bias) {
     constexpr int kRow = ForwardBlock<T, D>::kAttentionPitch;
-    const MixShape& shape = block.arguments.mix.shape;
     const Tokens& out = block.arguments.mix.out;
     const bool to_memory = Last && block.arguments.paired_store;
-    const int pairs = (shape.head_dim + 1) / 2;
-    const int first_row = chunk.begin / shape.width, count = (chunk.end - 1) / shape.width - first_row + 1;
-    const int row_begin = first_row * shape.width;
-    // Of several rows a chunk has all columns.
-    const Columns columns{count > 1 ? 0 : chunk.begin - row_begin,
-                          count > 1 ? shape.width : chunk.end - row_begin, shape.height, shape.width};
-    for (int item = thread_index(); item < count * pairs; item += block_size()) {
-        const int row = item / pairs, channel = item % pairs * 2;
-        const int token = row_begin + row * shape.width;  // of column 0
-        float* const attention = block.attention() + (token - chunk.begin) * kRow + channel;
-        T* y = out.head<T>(block.batch, block.head) + (token + columns.begin) * out.token_stride + channel;
-        const auto take = [&](int x, const Float2& sum, bool wanted) {
-            const Vec<float, 2> dynamic = load<2>(attention + x * kRow);
-            const Float2 both{dynamic.data[0] + sum.x, dynamic.data[1] + sum.y};
-            if (wanted && to_memory) {
-                store_pair(y, both.x, both.y);
-                y += out.token_stride;
-            }
-            if (wanted && !to_memory) store<2>(attention + x * kRow, Vec<float, 2>{both.x, both.y});
+    const Columns& columns = rows.columns;
+    // A thread keeps its pair of channels from row to row; only blocks of one warp can have fewer than pairs.
+    const int head_dim = block.arguments.mix.shape.head_dim, pairs = (head_dim + 1) / 2;
+    const int lanes = pairs < block_size() ? pairs : block_size(), groups = block_size() / lanes;
+    const int group = thread_index() / lanes;
+    if (group >= groups) return;
+    for (int pair = thread_index() % lanes; pair < pairs; pair += lanes) {
+        const int channel = 2 * pair;
+        const auto add_row = [&](int row, const auto& walk) {
+            const int token = row * columns.width;  // in the chunk's rows
+            float* const dynamic = block.attention() + (token - columns.begin) * kRow + channel;
+            T* y = out.head<T>(block.batch, block.head) + channel +
+                   (rows.first * columns.width + columns.begin + token) * out.token_stride;
+            walk([&](int x, const Float2& sum, bool wanted) {
+                const Vec<float, 2> pair = load<2>(dynamic + x * kRow);
+                const Float2 both{pair.data[0] + sum.x, pair.data[1] + sum.y};
+                if (wanted && to_memory) {
+                    store_pair(y, both.x, both.y);
+                    y += out.token_stride;
+                }
+                if (wanted && !to_memory) store<2>(dynamic + x * kRow, Vec<float, 2>{both.x, both.y});
+            });
         };
         if constexpr (K == 0) {
-            for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
+            for (int row = group; row < rows.count; row += groups) {
+                add_row(row, [&](const auto& take) {
+                    for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
+                });
+            }
         } else {
-            const bool second = channel + 1 < shape.head_dim;
+            const WindowTaps<K, FirstRow, Rows> taps(block.weight + channel * K * K);
+            const WindowInput<T, kPitch<T, D>> input{block.values + channel, block.zeros() + channel};
+            const bool second = channel + 1 < head_dim;
             const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};
-            const WindowInput<T> input{block.values + channel, block.zeros() + channel,
-                                       block.weight + channel * K * K};
-            walk_row<T, K, FirstRow, Rows, kPitch<T, D>>(input, first_row + row, columns, start, take);
+            for (int row = group; row < rows.count; row += groups) {
+                add_row(row,
+                        [&](const auto& take) { taps.walk(input, rows.first + row, columns, start, take); });
+            }
         }
     }
 }
@@ -65,21 +88,23 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const Chunk& chunk, c
 template <class T, int D>
 CK_DEVICE void write_output(const ForwardBlock<T, D>& block, const Chunk& chunk) {
     const MixForward& mix = block.arguments.mix;
+    const MixShape& shape = mix.shape;
     const float* bias = static_cast<const float*>(mix.local_bias);
-    if (bias) bias += block.head * mix.shape.head_dim;
-    switch (mix.shape.kernel_height) {
+    if (bias) bias += static_cast<int64_t>(block.head) * shape.head_dim;
+    const output::ChunkRows rows(chunk, shape);
+    switch (shape.kernel_height) {
         case 3:
-            output::add_window<T, D, 3, 0, 3, true>(block, chunk, bias);
+            output::add_window<T, D, 3, 0, 3, true>(block, rows, bias);
             break;
         case 5:
-            output::add_window<T, D, 5, 0, 5, true>(block, chunk, bias);
+            output::add_window<T, D, 5, 0, 5, true>(block, rows, bias);
             break;
         case 7:  // in two parts: a thread has registers for the weights of 28 taps of two channels, not of 49
-            output::add_window<T, D, 7, 0, 4, false>(block, chunk, bias);
-            output::add_window<T, D, 7, 4, 3, true>(block, chunk, nullptr);
+            output::add_window<T, D, 7, 0, 4, false>(block, rows, bias);
+            output::add_window<T, D, 7, 4, 3, true>(block, rows, nullptr);
             break;
         default:
-            output::add_window<T, D, 0, 0, 0, true>(block, chunk, nullptr);
+            output::add_window<T, D, 0, 0, 0, true>(block, rows, nullptr);
     }
     if (!block.arguments.paired_store) {
         sync_threads();

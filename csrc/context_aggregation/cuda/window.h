@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The local term from values in shared memory. Taking the taps of every output one by one would read each
 // value K * K times, more than shared memory can give. Here a thread owns two neighboring channels, keeps
-// their weights in registers and walks along an image row with K sums under way: each value is read once per
+// their weights in registers and walks along image rows with K sums under way: each value is read once per
 // row of the window.
 #pragma once
 
@@ -37,13 +37,11 @@ CK_DEVICE Float2 to_floats(const ChannelPair<T>& pair) {
 }
 
 // Two channels of a head in shared memory: their values at token 0, tokens `Pitch` elements apart, and at
-// kZeroTokens tokens of zeros; their weights, (2, K, K). What lies behind the last token may be read, not
-// used.
-template <class T>
+// kZeroTokens tokens of zeros. What lies behind the last token is read, but not used.
+template <class T, int Pitch>
 struct WindowInput {
     const T* values;
     const T* zeros;
-    const float* weight;
 };
 
 // The columns of image rows that a block computes; the same in all its threads, so that branches are uniform.
@@ -52,75 +50,84 @@ struct Columns {
     int height, width;  // of the grid
 };
 
-// For columns of row y, from left to right, calls take(x, sums, wanted) with
-//     start + sum of weight[s, t] * value[y + s - K / 2, x + t - K / 2],   s in [FirstRow, FirstRow + Rows)
-// for both channels. Values outside of the grid are zeros. Where not `wanted`, x is not among the columns
-// asked for and the sums are not whole: that is a value rather than a branch around the call, to become a
-// predicate.
-template <class T, int K, int FirstRow, int Rows, int Pitch, class Take>
-CK_DEVICE void walk_row(const WindowInput<T>& input, int y, const Columns& columns, Float2 start,
-                        Take&& take) {
-    constexpr int kHalf = K / 2;
-    static_assert(K < kZeroTokens);
+// The weights of two channels in rows [FirstRow, FirstRow + Rows) of a K x K window.
+template <int K, int FirstRow, int Rows>
+struct WindowTaps {
     Float2 taps[Rows][K];
-    CK_UNROLL
-    for (int s = 0; s < Rows; ++s) {
+
+    // From (2, K, K) in shared memory.
+    CK_DEVICE explicit WindowTaps(const float* weight) {
         CK_UNROLL
-        for (int t = 0; t < K; ++t) {
-            const int tap = (FirstRow + s) * K + t;
-            taps[s][t] = {input.weight[tap], input.weight[K * K + tap]};
+        for (int i = 0; i < Rows * K; ++i) {
+            const int tap = FirstRow * K + i;
+            taps[i / K][i % K] = {weight[tap], weight[K * K + tap]};
         }
     }
 
-    int x = columns.begin > kHalf ? columns.begin - kHalf : 0;
-    const T* rows[Rows];  // at column x - u below
-    int step[Rows];
-    ChannelPair<T> next[Rows];
-    CK_UNROLL
-    for (int s = 0; s < Rows; ++s) {
-        const int row = y + FirstRow + s - kHalf;
-        const bool inside = row >= 0 && row < columns.height;
-        rows[s] = inside ? input.values + (row * columns.width + x) * Pitch : input.zeros;
-        step[s] = inside ? K * Pitch : 0;
-        next[s] = load_pair<T>(rows[s]);
-    }
+    // For columns x of image row y, from left to right, calls take(x, sums, wanted) with
+    //     start + sum over s, t of taps[s][t] * value[y + FirstRow + s - K / 2, x + t - K / 2]
+    // for both channels; values outside of the grid are zeros. Where not `wanted`, the sums are not whole,
+    // and x lies before the columns asked for or is the first of them: a value rather than a branch around
+    // the call, to become a predicate.
+    template <class T, int Pitch, class Take>
+    CK_DEVICE void walk(const WindowInput<T, Pitch>& input, int y, const Columns& columns, Float2 start,
+                        Take&& take) const {
+        constexpr int kHalf = K / 2;
+        // Ahead of their use by a column; pairs of float32 would take too many registers.
+        constexpr int kAhead = sizeof(T) == 4 ? 0 : 1;
+        static_assert(K < kZeroTokens);
+        int x = columns.begin > kHalf ? columns.begin - kHalf : 0;
+        const T* rows[Rows];  // at column x - u below
+        ChannelPair<T> next[Rows];
+        CK_UNROLL
+        for (int s = 0; s < Rows; ++s) {
+            const int row = y + FirstRow + s - kHalf;
+            const bool inside = row >= 0 && row < columns.height;
+            rows[s] = inside ? input.values + (row * columns.width + x) * Pitch : input.zeros;
+            if (kAhead > 0) next[s] = load_pair<T>(rows[s]);
+        }
 
-    // sums[j] belongs to the output in column x - kHalf + j. They move by one a step: in K steps, unrolled,
-    // by so much that none has to move between registers.
-    Float2 sums[K];
-    CK_UNROLL
-    for (int j = 0; j < K; ++j) sums[j] = start;
-    const int last = (columns.end + kHalf < columns.width ? columns.end + kHalf : columns.width) - 1;
-    const auto walk = [&] {
-        for (;;) {
-            CK_UNROLL
-            for (int u = 0; u < K; ++u, ++x) {
+        // sums[j] belongs to the output in column x - kHalf + j. They move by one a step: in K steps,
+        // unrolled, by so much that none has to move between registers.
+        Float2 sums[K];
+        CK_UNROLL
+        for (int j = 0; j < K; ++j) sums[j] = start;
+        const int last = (columns.end + kHalf < columns.width ? columns.end + kHalf : columns.width) - 1;
+        const auto read_values = [&] {
+            for (;;) {
+                CK_UNROLL
+                for (int u = 0; u < K; ++u, ++x) {
+                    CK_UNROLL
+                    for (int s = 0; s < Rows; ++s) {
+                        const ChannelPair<T> ahead = load_pair<T>(rows[s] + (u + kAhead) * Pitch);
+                        const Float2 value = to_floats<T>(kAhead > 0 ? next[s] : ahead);
+                        next[s] = ahead;
+                        CK_UNROLL
+                        for (int j = 0; j < K; ++j) {
+                            sums[j].x += taps[s][K - 1 - j].x * value.x;
+                            sums[j].y += taps[s][K - 1 - j].y * value.y;
+                        }
+                    }
+                    take(x - kHalf, sums[0], x - kHalf >= columns.begin);
+                    if (x == last) return;
+                    CK_UNROLL
+                    for (int j = 0; j < K - 1; ++j) sums[j] = sums[j + 1];
+                    sums[K - 1] = start;
+                }
                 CK_UNROLL
                 for (int s = 0; s < Rows; ++s) {
-                    const Float2 value = to_floats<T>(next[s]);
-                    next[s] = load_pair<T>(rows[s] + (u + 1) * Pitch);
-                    CK_UNROLL
-                    for (int j = 0; j < K; ++j) {
-                        sums[j].x += taps[s][K - 1 - j].x * value.x;
-                        sums[j].y += taps[s][K - 1 - j].y * value.y;
-                    }
+                    if (rows[s] != input.zeros) rows[s] += K * Pitch;
                 }
-                take(x - kHalf, sums[0], x - kHalf >= columns.begin);
-                if (x == last) return;
-                CK_UNROLL
-                for (int j = 0; j < K - 1; ++j) sums[j] = sums[j + 1];
-                sums[K - 1] = start;
             }
-            CK_UNROLL
-            for (int s = 0; s < Rows; ++s) rows[s] += step[s];
+        };
+        read_values();
+        CK_UNROLL
+        for (int j = 1; j <= kHalf; ++j) {
+            const int column = last - kHalf + j;
+            const bool wanted = column >= columns.begin && column < columns.end;
+            take(wanted ? column : columns.begin, sums[j], wanted);
         }
-    };
-    walk();
-    CK_UNROLL
-    for (int j = 1; j <= kHalf; ++j) {
-        const int column = last - kHalf + j;
-        take(column, sums[j], column >= columns.begin && column < columns.end);
     }
-}
+};
 
 }  // namespace ck::cuda
