@@ -60,7 +60,7 @@ def build_program(source: Path, output: Path) -> None:
         CannotBuild: the text says why.
     """
     nvcc = toolkit.find()
-    kernels = sorted(FOLDER.glob("**/*.cu.o"))
+    kernels = [FOLDER / step.output for step in _kernel_compilations([])]
     flags = ["-std=c++20", "--expt-relaxed-constexpr", *toolkit.arch_flags(nvcc, "native"), "-lineinfo"]
     run([nvcc, *flags, "-I", SOURCES, source, *kernels, "-o", output])
 
