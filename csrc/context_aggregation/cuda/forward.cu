@@ -12,9 +12,6 @@ namespace ck::cuda {
 
 namespace {
 
-// What a block can have on compute capability 8.0. The same everywhere, so that one choice of kernel and
-// tiles holds on every device.
-constexpr int64_t kSharedMemory = 163 * 1024;
 constexpr int kMostWarps = 8;
 
 // Sets what depends on the number of warps and their queries.
@@ -67,15 +64,16 @@ ForwardLayout forward_layout(const MixShape& given, DType dtype) {
     const int64_t scratch_bytes = single ? 16 * kProbabilityPitch * 4 : 0;
     const int64_t weight_bytes = round_up(shape.head_dim, 2) * shape.kernel_height * shape.kernel_width * 4;
 
+    const int limit = shared_memory_limit();
     ForwardLayout layout;
     layout.key_rows = static_cast<int>(round_up(shape.tokens, single ? 32 : 16));
     int64_t bytes;
     int most_warps = kMostWarps;
-    do {  // the fewest chunks that fit
+    do {  // the fewest chunks that fit the device's shared memory
         set_chunks(layout, shape, most_warps, warp_rows);
         bytes = (2 * layout.key_rows + kZeroTokens) * row_bytes + layout.chunk_rows * chunk_row_bytes +
                 layout.warps * scratch_bytes + weight_bytes;
-    } while (bytes > kSharedMemory && --most_warps > 0);
+    } while (bytes > limit && --most_warps > 0);
     layout.bytes = static_cast<size_t>(bytes);
     return layout;
 }
