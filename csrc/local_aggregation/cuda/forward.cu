@@ -151,7 +151,6 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
         }
         sync_warp();
         out_share.store_to(out, own.row, columns);
-        sync_warp();
     };
 
     T* out = out_share.template address<T>(params.out, place, strip.image, strip.begin, first_column);
@@ -181,6 +180,7 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
             sums[i / kColumns][i % kColumns] = sums[i / kColumns + 1][i % kColumns];
         }
         if (row < strip.begin) continue;
+        sync_warp();  // the row before has left shared memory
         write(out, sums[0]);
         out += params.out.row_stride;
     }
