@@ -103,14 +103,20 @@ def test_later_keys_that_dwarf_the_first(backend, dtype, logit):
 
 
 @CUDA
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("logit", [12.3, 1e4])
+@pytest.mark.parametrize(
+    ("dtype", "logit"),
+    [(torch.bfloat16, 16.75), *((dtype, logit) for dtype in HALVES for logit in (98.4, 1e4))],
+    ids=str,
+)
 def test_a_lone_probability_is_one(backend, dtype, logit):
-    """The softmax is a permutation and the values come through exactly, also past the first keys."""
+    """The softmax is a permutation and the values come through exactly, also past the first keys.
+
+    At 16.75 their shift is kept, the exponent is no power of two and what it is rounded by must cancel.
+    """
     tokens = 48
-    q = (logit / 8) * torch.eye(tokens, device=DEVICES[backend], dtype=dtype).view(1, tokens, 1, tokens)
-    v = torch.arange(tokens, device=q.device).to(dtype).view(1, tokens, 1, 1).expand(1, tokens, 1, tokens)
-    out = context_aggregation(q, 64 * q.sign().roll(1, 1), v, scale=1.0, backend="cuda")
+    one = torch.eye(tokens, device=DEVICES[backend], dtype=dtype).view(1, tokens, 1, tokens)
+    v = torch.arange(1, tokens + 1, device=one.device).to(dtype).view(1, tokens, 1, 1).expand(1, tokens, 1, tokens)
+    out = context_aggregation(8 * one, logit / 8 * one.roll(1, 1), v, scale=1.0, backend="cuda")
     torch.testing.assert_close(out, v.roll(-1, 1), rtol=0, atol=0)
 
 
