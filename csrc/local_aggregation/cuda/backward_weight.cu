@@ -65,9 +65,11 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
     const int channels = shape.channels - place.first_channel;
     const int x_columns = tiling.columns() + K - 1;
     const int stage_elements = stage_columns<K>(tiling) * kGroupChannels;
-    // Step by step one row of x, and the row of grad_out K/2 below it, which it is the first one to meet.
-    // Behind the last row come rows of zeros, which leave no grad_out of this strip for the next one.
-    const int steps = tiling.strip_rows + (tiling.whole_images() ? K / 2 : K - 1);
+    // Step by step a row of grad_out, and the row of x that is K/2 above, which it is the last one to meet:
+    // the rows of x are those of the strip, the rows of grad_out K/2 more on both sides. Outside of the image
+    // they are zero, and so many follow a whole image that none of its grad_out is left for the next one.
+    const int lead = tiling.whole_images() ? 0 : K / 2;
+    const int steps = lead + tiling.strip_rows + K / 2;
 
     CK_DYNAMIC_SHARED(memory);
     T* const ring = reinterpret_cast<T*>(memory) + place.walker * kStages * stage_elements;
@@ -78,39 +80,40 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
         reinterpret_cast<float*>(memory + ring_bytes<T, K>(tiling)) + place.index * kGroupChannels + channel;
     store(bias, Vec<float, 2>{0, 0});  // a lane's own place: registers are short
 
-    // The rows on their way: where the next ones are, how many of grad_out are left, when the strip is over,
-    // and what the stages hold, the latest one in bit 0.
+    // The rows on their way: where the next ones are, when the strip is over, and what the stages hold, the
+    // latest one in bits 0 (grad_out) and 1 (x).
     const int thread = place.column_warp * kWarpSize + lane(), threads = tiling.column_warps * kWarpSize;
     const Share<T, Aligned> x_share(thread, threads, channels, params.x);
     const Share<T, Aligned> grad_share(thread, threads, channels, params.grad_out);
-    const T *next_x, *next_grad;
-    int next_row, grad_rows, index = 0, rest = 0;
-    unsigned has_x = 0, has_grad = 0;
+    int image = 0, grad_row = 0, rows = 0, next_step = steps, index = 0;
+    const T* next_grad =
+        grad_share.template address<const T>(params.grad_out, place, image, grad_row, place.first_column);
+    const T* next_x = x_share.template address<const T>(params.x, place, image, grad_row - K / 2,
+                                                        place.first_column - K / 2);
+    unsigned held = 0;
     const auto fetch = [&](unsigned stage) {
-        if (rest-- == 0) {
+        if (next_step == steps) {
             const Strip strip(tiling, place, shape.height, index++);
-            next_row = strip.begin - K / 2;
-            next_x = x_share.template address<const T>(params.x, place, strip.image, next_row,
-                                                       place.first_column - K / 2);
-            next_grad = grad_share.template address<const T>(params.grad_out, place, strip.image, strip.begin,
-                                                             place.first_column);
-            grad_rows = strip.rows;
-            rest = steps - 1;
+            const int64_t images = strip.image - image, down = strip.begin - lead - grad_row;
+            next_grad += images * params.grad_out.batch_stride + down * params.grad_out.row_stride;
+            next_x += images * params.x.batch_stride + down * params.x.row_stride;
+            image = strip.image;
+            grad_row = strip.begin - lead;
+            rows = strip.rows;
+            next_step = 0;
         }
         T* const to = ring + stage * stage_elements;
-        const bool x_exists = is_inside(next_row, shape.height), grad_exists = grad_rows > 0;
-        if (x_exists) {
-            x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, access);
-        }
+        const bool x_exists = is_inside(next_step - lead - K / 2, rows);
+        const bool grad_exists = is_inside(grad_row, shape.height);
+        if (x_exists) x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, access);
         if (grad_exists) {
             grad_share.copy(next_grad, to + x_columns * kGroupChannels, place.first_column, tiling.columns(),
                             shape.width, access);
         }
         copy_async_commit();
-        has_x = has_x << 1 | x_exists;
-        has_grad = has_grad << 1 | grad_exists;
-        ++next_row;
-        --grad_rows;
+        held = held << 2 | x_exists << 1 | grad_exists;
+        ++next_step;
+        ++grad_row;
         next_x += params.x.row_stride;
         next_grad += params.grad_out.row_stride;
     };
@@ -127,20 +130,24 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
         copy_async_wait<kAhead - 1>();
         sync_threads();
         fetch((stage + kAhead) % kStages);
-        constexpr unsigned kNow = 1u << kAhead;
+        constexpr unsigned kHasGrad = 1u << 2 * kAhead, kHasX = 2 * kHasGrad;
         const T* const x = ring + stage * stage_elements + offset;
-        Float2 sum{0, 0};
         CK_UNROLL
         for (int column = 0; column < kColumns; ++column) {
             CK_UNROLL
             for (int r = 0; r + 1 < K; ++r) grad_out[r][column] = grad_out[r + 1][column];
-            Float2 value{0, 0};
-            if (has_grad & kNow) value = to_float(load<2>(x + (x_columns + column) * kGroupChannels));
-            grad_out[K - 1][column] = value;
-            sum = add(sum, value);
+            grad_out[K - 1][column] = {0, 0};
+            if (held & kHasGrad) {
+                grad_out[K - 1][column] = to_float(load<2>(x + (x_columns + column) * kGroupChannels));
+            }
         }
-        accumulate(bias, sum);
-        if (has_x & kNow) add_row<T, K>(x, grad_out, taps);
+        if (held & kHasX) {
+            Float2 sum{0, 0};  // of the row of grad_out at the place of x
+            CK_UNROLL
+            for (int column = 0; column < kColumns; ++column) sum = add(sum, grad_out[K / 2][column]);
+            accumulate(bias, sum);
+            add_row<T, K>(x, grad_out, taps);
+        }
         stage = (stage + 1) % kStages;
     }
 

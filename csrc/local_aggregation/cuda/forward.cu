@@ -43,8 +43,9 @@ constexpr size_t scratch_bytes(const Tiling& tiling) {
     return filters > warps ? filters : warps;
 }
 
-// sums[r] are those of output row i - K/2 + r after input row i; they come as those of the row before.
-template <class T, int K>
+// sums[r] are those of output row i - K/2 + r after input row i; they come as those of the row before. Only
+// rows First ... End - 1 of them are wanted.
+template <class T, int K, int First, int End>
 CK_DEVICE void add_row(const T* row, const Float2 (&taps)[K][K], Float2 bias, Float2 (&sums)[K][kColumns]) {
     CK_UNROLL
     for (int column = 0; column < kColumns + K - 1; ++column) {
@@ -54,7 +55,7 @@ CK_DEVICE void add_row(const T* row, const Float2 (&taps)[K][K], Float2 bias, Fl
             const int out = column - dx;
             if (out < 0 || out >= kColumns) continue;
             CK_UNROLL
-            for (int r = 0; r < K; ++r) {
+            for (int r = First; r < End; ++r) {
                 const Float2 before = dx > 0 ? sums[r][out] : r + 1 < K ? sums[r + 1][out] : bias;
                 sums[r][out] = multiply_add(value, taps[K - 1 - r][dx], before);
             }
@@ -164,7 +165,13 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
         fetch(row + kAhead, (stage + kAhead) % kStages);
         if (0 <= row && row < end_row) {
             const T* const x = ring + stage * row_elements + column_in_row * kGroupChannels + channel;
-            add_row<T, K>(x, taps, bias, sums);
+            if (row < strip.begin) {
+                add_row<T, K, K / 2 + 1, K>(x, taps, bias, sums);
+            } else if (row < strip.end()) {
+                add_row<T, K, 0, K>(x, taps, bias, sums);
+            } else {
+                add_row<T, K, 0, K / 2>(x, taps, bias, sums);
+            }
             if (row - K / 2 >= strip.begin) {
                 write(out, sums[0]);
                 out += params.out.row_stride;
