@@ -68,7 +68,13 @@ struct ForwardBlock {
         load_tokens<kRow>(values, key_rows + kZeroTokens, mix.v, 0);
         const int64_t count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
         const float* const source = static_cast<const float*>(mix.local_weight) + head * count;
-        for (int i = thread_index(); i < count; i += block_size()) copy_async<4>(weight + i, source + i);
+        if (count % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
+            for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
+                copy_async<16>(weight + i, source + i);
+            }
+        } else {
+            for (int i = thread_index(); i < count; i += block_size()) copy_async<4>(weight + i, source + i);
+        }
     }
 
     // Copies the queries from `begin` on, when the chunk before is done with, and waits for everything.
