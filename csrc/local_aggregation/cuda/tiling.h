@@ -66,8 +66,9 @@ inline Tiling choose_tiling(const DepthwiseShape& shape, int kernel, int fixed_r
     const auto consider = [&](int strip_rows, int strips, int64_t sequence) {
         const int64_t chunks = ceil_div(shape.batch * strips, tiling.walkers * sequence);
         const int64_t load = ceil_div(chunks * across * warps, 4 * processors);
-        const int64_t steps = strip_rows + (strips == 1 ? kernel / 2 : kernel - 1);
-        const int64_t time = (load + 1) * (sequence * steps + fixed_rows);
+        // A halo row is about half the work of another.
+        const int64_t halves = 2 * strip_rows + (strips == 1 ? kernel / 2 : kernel - 1);
+        const int64_t time = (load + 1) * (sequence * halves + 2 * fixed_rows);
         if (time > best) return;
         best = time;
         tiling.strips = strips;
