@@ -28,6 +28,7 @@ int access_bytes(const Image& image, const DepthwiseShape& shape) {
     return multiple_of(16) ? 16 : multiple_of(4) ? 4 : static_cast<int>(sizeof(T));
 }
 
+// Behind the columns of every row.
 constexpr int kNoColumn = 1 << 20;
 
 // What a warp works on, and with which others.
@@ -164,7 +165,7 @@ CK_DEVICE Vec<T, 2> from_floats(Float2 value) {
     }
 }
 
-// Channel by channel; sum + a · b.
+// Channel by channel.
 CK_DEVICE Float2 add(Float2 a, Float2 b) { return {a.x + b.x, a.y + b.y}; }
 CK_DEVICE void accumulate(float* sum, Float2 value) {
     const Float2 total = add(to_float(load<2>(sum)), value);
