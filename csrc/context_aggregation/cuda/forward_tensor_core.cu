@@ -194,6 +194,7 @@ mix_forward_kernel(ForwardArguments arguments) {
                 attention.find_largest(shift, block.tokens);
                 attention.accumulate(shift);
             }
+            sync_warp();  // the queries have been read
             CK_UNROLL
             for (int i = 0; i < 2 * kTiles; ++i) {
                 const int tile = i / 2, r = i % 2, row = first + tile * kTile + lane() / 4 + 8 * r;
