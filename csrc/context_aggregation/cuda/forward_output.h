@@ -54,7 +54,8 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
             T* y = out.head<T>(block.batch, block.head) + channel +
                    (rows.first * columns.width + columns.begin + token) * out.token_stride;
             walk([&](int x, const Float2& sum, bool wanted) {
-                const Vec<float, 2> pair = load<2>(dynamic + x * kRow);
+                Vec<float, 2> pair{};
+                if (wanted) pair = load<2>(dynamic + x * kRow);  // other rows are other threads'
                 const Float2 both{pair.data[0] + sum.x, pair.data[1] + sum.y};
                 if (wanted && to_memory) {
                     store_pair(y, both.x, both.y);

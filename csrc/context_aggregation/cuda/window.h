@@ -66,9 +66,8 @@ struct WindowTaps {
 
     // For columns x of image row y, from left to right, calls take(x, sums, wanted) with
     //     start + sum over s, t of taps[s][t] * value[y + FirstRow + s - K / 2, x + t - K / 2]
-    // for both channels; values outside of the grid are zeros. Where not `wanted`, the sums are not whole,
-    // and x lies before the columns asked for or is the first of them: a value rather than a branch around
-    // the call, to become a predicate.
+    // for both channels; values outside of the grid are zeros. Where not `wanted`, x is no column asked for
+    // and the sums mean nothing: a value rather than a branch around the call, to become a predicate.
     template <class T, int Pitch, class Take>
     CK_DEVICE void walk(const WindowInput<T, Pitch>& input, int y, const Columns& columns, Float2 start,
                         Take&& take) const {
@@ -125,7 +124,7 @@ struct WindowTaps {
         for (int j = 1; j <= kHalf; ++j) {
             const int column = last - kHalf + j;
             const bool wanted = column >= columns.begin && column < columns.end;
-            take(wanted ? column : columns.begin, sums[j], wanted);
+            take(column, sums[j], wanted);
         }
     }
 };
