@@ -44,8 +44,9 @@ namespace ck {
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
-CK_DEVICE int lane() { return thread_index() % kWarpSize; }
-CK_DEVICE int warp() { return thread_index() / kWarpSize; }
+// Unsigned on the way: what is divided further needs no care for signs.
+CK_DEVICE int lane() { return static_cast<unsigned>(thread_index()) % kWarpSize; }
+CK_DEVICE int warp() { return static_cast<unsigned>(thread_index()) / kWarpSize; }
 
 CK_DEVICE float to_float(float value) { return value; }
 

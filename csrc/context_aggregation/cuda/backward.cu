@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The backward of the mix: how much memory it takes, and the sums over the batch that follow the heads.
+#include <algorithm>
+
 #include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/kernels.h"
@@ -48,26 +50,16 @@ sum_over_batch(const BatchSum arguments) {
     }
 }
 
-int64_t partial_bytes(const MixShape& shape, bool local_gradient) {
-    return round_up(shape.batch * partial_columns(shape, local_gradient) * sizeof(float), 16);
-}
-
 int element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace
 
 size_t mix_backward_shared_memory(const MixShape& shape, DType dtype, bool) {
-    const int bytes = element_bytes(dtype);
-    return KeySplit(shape, bytes).heads_per_block *
-           backward_head_bytes(round_up(shape.tokens, kTile), padded_head_dim(shape.head_dim), bytes);
+    return backward_shared_memory(shape, element_bytes(dtype));
 }
 
-size_t mix_backward_workspace(const MixShape& shape, DType dtype, bool local_gradient) {
-    const int bytes = element_bytes(dtype);
-    const int64_t pitch = padded_head_dim(shape.head_dim) + 16 / bytes;
-    const int64_t unfinished = 2 * shape.batch * shape.heads * round_up(shape.tokens, kTile) * pitch;
-    return partial_bytes(shape, local_gradient) +
-           (KeySplit(shape, bytes).chunks > 1 ? unfinished * sizeof(float) : 0);
+size_t mix_backward_workspace(const MixShape& shape, DType, bool local_gradient) {
+    return shape.batch * partial_columns(shape, local_gradient) * sizeof(float);
 }
 
 void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,
@@ -76,13 +68,13 @@ void mix_backward(const MixBackward& params, const LocalGradient& local, void* w
     const auto access = [&](const auto&... tokens) {
         return std::min({row_access(tokens, shape.head_dim, element_bytes(dtype))...});
     };
-    float* const partials = static_cast<float*>(workspace);
     const BackwardArguments arguments{params,
                                       local,
-                                      partials,
-                                      partials + partial_bytes(shape, local.weight) / sizeof(float),
+                                      static_cast<float*>(workspace),
                                       access(params.q, params.k, params.v, params.grad_out),
-                                      access(params.grad_q, params.grad_k, params.grad_v)};
+                                      access(params.grad_q, params.grad_k, params.grad_v),
+                                      static_cast<float>(shape.scale),
+                                      static_cast<float>(shape.scale * kLog2E<double>)};
     switch (dtype) {
         case DType::bfloat16:
             backward_bfloat16(arguments, stream);

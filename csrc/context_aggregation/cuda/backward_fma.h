@@ -23,13 +23,12 @@ CK_DEVICE int staged_at<float>(int key, int half) {
 }
 
 template <int D>
-struct KeyRows<float, D> {
+struct KeyProducts<float, D> {
     static constexpr int kTiles = KeySplit::tiles_per_warp(D, sizeof(float)), kPitch = cuda::kPitch<float, D>;
 
-    CK_DEVICE KeyRows(const float* first, int count) : rows(first), tiles(count) {}
-
-    CK_DEVICE void multiply(float (&products)[kTiles][2][4], const float* queries) const {
+    CK_DEVICE static void multiply(float (&product)[kTiles][2][4], const float* keys, const float* queries) {
         const float* const own_query = queries + lane() % 4 * 2 * kPitch;
+        CK_NO_UNROLL
         for (int channel = 0; channel < D; channel += 4) {
             Vec<float, 4> query[2][2];
             CK_UNROLL
@@ -38,16 +37,15 @@ struct KeyRows<float, D> {
             }
             CK_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
-                if (tile >= tiles) continue;
                 CK_UNROLL
                 for (int lower = 0; lower < 2; ++lower) {
                     const int row = tile * kTile + lower * 8 + lane() / 4;
-                    const Vec<float, 4> key = load<4>(rows + row * kPitch + channel);
+                    const Vec<float, 4> key = load<4>(keys + row * kPitch + channel);
                     CK_UNROLL
                     for (int i = 0; i < 4; ++i) {
-                        float& product = products[tile][i / 2][2 * lower + i % 2];
+                        float& sum = product[tile][i / 2][2 * lower + i % 2];
                         CK_UNROLL
-                        for (int j = 0; j < 4; ++j) product += key.data[j] * query[i / 2][i % 2].data[j];
+                        for (int j = 0; j < 4; ++j) sum += key.data[j] * query[i / 2][i % 2].data[j];
                     }
                 }
             }
@@ -55,39 +53,37 @@ struct KeyRows<float, D> {
     }
 
     CK_DEVICE static void accumulate(float (&sums)[kTiles][D / 8][4],
-                                     const Operand<float> (&operands)[kTiles], const float* queries,
-                                     int tiles) {
-        CK_UNROLL
-        for (int query = 0; query < kTile; ++query) {
-            const int half = query / 8, side = query % 2, holder = lane() / 4 * 4 + query % 8 / 2;
-            const float* const row = queries + query * kPitch + lane() % 4 * 2;
+                                     const Operand<float> (&operands)[kTiles], const float* queries) {
+        CK_NO_UNROLL
+        for (int column = 0; column < 4; ++column) {  // a lane of four holds four queries
+            const int holder = lane() / 4 * 4 + column;
             CK_UNROLL
-            for (int tile = 0; tile < kTiles; ++tile) {
-                if (tile >= tiles) continue;
-                const float upper = shuffle(operands[tile].product[half][side], holder);
-                const float lower = shuffle(operands[tile].product[half][2 + side], holder);
+            for (int i = 0; i < 4; ++i) {
+                const int half = i / 2, side = i % 2;
+                const float* const row = queries + (half * 8 + column * 2 + side) * kPitch + lane() % 4 * 2;
                 CK_UNROLL
-                for (int i = 0; i < D / 8; ++i) {
-                    const Vec<float, 2> pair = load<2>(row + i * 8);
-                    sums[tile][i][0] += upper * pair.data[0];
-                    sums[tile][i][1] += upper * pair.data[1];
-                    sums[tile][i][2] += lower * pair.data[0];
-                    sums[tile][i][3] += lower * pair.data[1];
+                for (int tile = 0; tile < kTiles; ++tile) {
+                    const float upper = shuffle(operands[tile].product[half][side], holder);
+                    const float lower = shuffle(operands[tile].product[half][2 + side], holder);
+                    CK_UNROLL
+                    for (int n = 0; n < D / 8; ++n) {
+                        const Vec<float, 2> pair = load<2>(row + n * 8);
+                        sums[tile][n][0] += upper * pair.data[0];
+                        sums[tile][n][1] += upper * pair.data[1];
+                        sums[tile][n][2] += lower * pair.data[0];
+                        sums[tile][n][3] += lower * pair.data[1];
+                    }
                 }
             }
         }
     }
-
-  private:
-    const float* rows;
-    int tiles;
 };
 
 template <int D>
 struct QueryProduct<float, D> {
     static constexpr int kChannels = 4;
 
-    CK_DEVICE void add(const float* staged, const float* key, int tiles) {
+    CK_DEVICE QueryProduct(const float* staged, const float* key, int tiles) {
         const int query = lane() / 2;
         for (int tile = 0; tile < tiles; ++tile) {
             CK_UNROLL
@@ -104,7 +100,7 @@ struct QueryProduct<float, D> {
     }
 
     template <class Visit>
-    CK_DEVICE void for_each(Visit visit) {
+    CK_DEVICE void for_each(Visit visit) const {
         visit(lane() / 2, lane() % 2 * 2, sums[0], sums[1]);
     }
 

@@ -11,7 +11,7 @@ namespace ck::cuda {
 
 // Calls visit(row, column, first, second) for the pairs of neighbors that this lane holds.
 template <int Halves, class Visit>
-CK_DEVICE void for_each_pair(float (&product)[Halves][4], Visit visit) {
+CK_DEVICE void for_each_pair(const float (&product)[Halves][4], Visit visit) {
     CK_UNROLL
     for (int half = 0; half < Halves; ++half) {
         CK_UNROLL
@@ -34,12 +34,14 @@ CK_DEVICE void probabilities(float (&p)[Tiles][2][4], const float* logsumexp, fl
             for (int i = 0; i < 4; ++i) {
                 p[tile][half][i] = exp2_approx(p[tile][half][i] * scale - shift.data[i % 2]);
             }
-            if (keys_left < (tile + 1) * kTile) {
-                CK_UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    if (tile * kTile + i / 2 * 8 + lane() / 4 >= keys_left) p[tile][half][i] = 0;
-                }
-            }
+        }
+    }
+    if (keys_left >= Tiles * kTile) return;  // of all warps but the last
+    CK_UNROLL
+    for (int tile = 0; tile < Tiles; ++tile) {
+        CK_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (tile * kTile + i / 2 * 8 + lane() / 4 >= keys_left) p[tile][0][i] = p[tile][1][i] = 0;
         }
     }
 }
@@ -89,22 +91,26 @@ struct QuerySums {
     template <bool Weights>
     CK_DEVICE void leave(float* sums, int warp, int warps) const {
         if (!first_of_query()) return;
-        sums[warp * kTile + own_query()] = products;
-        if constexpr (Weights) sums[(warps + warp) * kTile + own_query()] = weights;
+        sums[warp * kTile + own_slot()] = products;
+        if constexpr (Weights) sums[(warps + warp) * kTile + own_slot()] = weights;
     }
 
-    // What all warps have left, in their order.
+    // What all warps have left, in their order: two lanes share a query.
     template <bool Weights>
     CK_DEVICE static QuerySums over_warps(const float* sums, int warps) {
         QuerySums total = {};
-        for (int warp = lane() / 4 % 2; warp < warps; warp += 2) {
-            total.products += sums[warp * kTile + own_query()];
-            if constexpr (Weights) total.weights += sums[(warps + warp) * kTile + own_query()];
+        CK_NO_UNROLL
+        for (int warp = 0; warp + lane() / 4 % 2 < warps; warp += 2) {
+            total.products += sums[warp * kTile + own_slot()];
+            if constexpr (Weights) total.weights += sums[(warps + warp) * kTile + own_slot()];
         }
         total.products += shuffle_xor(total.products, 4);
         if constexpr (Weights) total.weights += shuffle_xor(total.weights, 4);
         return total;
     }
+
+  private:
+    CK_DEVICE static int own_slot() { return own_query() + lane() / 4 % 2 * kTile; }
 };
 
 }  // namespace ck::cuda

@@ -6,10 +6,24 @@
 #include <algorithm>
 
 #include "common/device.h"
+#include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/backward_tile.h"
 #include "context_aggregation/params.h"
 
 namespace ck::cuda {
+
+// One head's part in the local term. Rows of tokens are kPitch<T, D> elements apart.
+template <class T>
+struct LocalHead {
+    const MixShape& shape;
+    const T *value, *grad_out;  // in shared memory
+    const float* weight;        // (head_dim, K * K)
+    float* room;                // of floats in shared memory, rows as wide: dv so far, and later other sums
+    T* out;                     // dv
+    int64_t out_stride;
+    int out_access;
+    float* partials;  // (head_dim, K * K + 1); null: not wanted
+};
 
 namespace local {
 
@@ -26,8 +40,10 @@ struct Lanes {
     static constexpr int kPerRow = std::min(D / 2, kWarpSize), kChannels = 2 * kPerRow;
     static constexpr int kGroups = D / kChannels;  // one after the other
 
-    CK_DEVICE explicit Lanes(Team team)
-        : channel(team.thread % kPerRow * 2), slot(team.thread / kPerRow), slots(team.threads / kPerRow) {}
+    CK_DEVICE Lanes()
+        : channel(thread_index() % kPerRow * 2),
+          slot(thread_index() / kPerRow),
+          slots(block_size() / kPerRow) {}
 
     int channel, slot, slots;
 };
@@ -43,17 +59,18 @@ CK_DEVICE void load_span(Float2 (&span)[Count], const T* channels, const MixShap
     }
 }
 
-// Adds up what the warps of a team hold for the same channels, in the order of the warps, and writes it to
-// `partials` (head_dim, columns). `scratch` has Capacity floats for every warp.
+// Adds up what the warps hold for the same channels, in the order of the warps, and writes it to `partials`
+// (channels, columns). `room` is for Capacity floats of every warp.
 template <int D, int Capacity, int Count>
-CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int first_channel, int head_dim,
-                                 float* scratch, float* partials, int columns, Team team) {
+CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, float* room, float* partials,
+                                 int columns) {
     constexpr int kChannels = Lanes<D>::kChannels, kPerRow = Lanes<D>::kPerRow;
     constexpr int kAtOnce = std::min(Capacity / kChannels, Count);
     static_assert(kAtOnce >= 1);
-    float* const own = scratch + team.thread / kWarpSize * (kAtOnce * kChannels);
+    float* const own = room + warp() * (kAtOnce * kChannels);
     CK_UNROLL
     for (int begin = 0; begin < Count; begin += kAtOnce) {
+        sync_threads();
         CK_UNROLL
         for (int i = begin; i < std::min(begin + kAtOnce, Count); ++i) {
             float* const row = own + (i - begin) * kChannels;
@@ -68,38 +85,41 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int first_channe
             }
         }
         sync_threads();
-        const int end = partials ? std::min(kAtOnce, Count - begin) * kChannels : 0;
-        for (int i = team.thread; i < end; i += team.threads) {
-            const int channel = first_channel + i % kChannels;
+        const int end = std::min(kAtOnce, Count - begin) * kChannels;
+        CK_NO_UNROLL
+        for (int i = thread_index(); i < end; i += block_size()) {
+            const int channel = i % kChannels;
+            if (channel >= channels) continue;
             float sum = 0;
-            for (int warp = 0; warp < team.threads / kWarpSize; ++warp) {
-                sum += scratch[warp * (kAtOnce * kChannels) + i];
+            CK_NO_UNROLL
+            for (int warp = 0; warp < block_size() / kWarpSize; ++warp) {
+                sum += room[warp * (kAtOnce * kChannels) + i];
             }
-            if (channel < head_dim) partials[channel * columns + begin + i / kChannels] = sum;
+            partials[channel * columns + begin + i / kChannels] = sum;
         }
-        sync_threads();
     }
 }
 
-// The window's rows from FirstRow on, as many as are taken at a time; the last ones take the bias with them.
-template <int K, int FirstRow, class T, int D, int Capacity>
-CK_DEVICE void weight_gradient_rows(const T* value, const T* grad_out, const MixShape& shape,
-                                    int first_channel, float* scratch, float* partials, Team team) {
-    constexpr int kRows = std::min(kWindowRows<K>, K - FirstRow);
+// The sums over the tokens of dy[i] v[i shifted by the tap], for the window's rows from FirstRow on, as many
+// as are taken at a time; the last ones take those of dy[i], the bias', with them.
+template <int K, int FirstRow, class T, int D>
+CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel) {
+    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<K>, K - FirstRow);
     constexpr bool kLast = FirstRow + kRows == K;
-    const Lanes<D> lanes(team);
-    const int channel = first_channel + lanes.channel;
-    const int spans = static_cast<int>(ceil_div(shape.width, kSpan));
+    const MixShape& shape = head.shape;
+    const Lanes<D> lanes;
+    const int channel = first_channel + lanes.channel, spans = static_cast<int>(ceil_div(shape.width, kSpan));
     float sums[kRows * K + kLast][2] = {};
+    CK_NO_UNROLL
     for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
         const int y = i / spans, x = i % spans * kSpan;
         Float2 grad[kSpan], values[kSpan + K - 1];
-        load_span<kPitch<T, D>>(grad, grad_out + channel, shape, y, x);
+        load_span<P>(grad, head.grad_out + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + FirstRow + row - K / 2;
             if (source < 0 || source >= shape.height) continue;
-            load_span<kPitch<T, D>>(values, value + channel, shape, source, x - K / 2);
+            load_span<P>(values, head.value + channel, shape, source, x - K / 2);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
@@ -117,32 +137,35 @@ CK_DEVICE void weight_gradient_rows(const T* value, const T* grad_out, const Mix
             }
         }
     }
-    reduce_over_warps<D, Capacity>(sums, first_channel, shape.head_dim, scratch,
-                                   partials ? partials + FirstRow * K : nullptr, K * K + 1, team);
+    constexpr int kColumns = K * K + 1;
+    reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
+                                               head.partials + first_channel * kColumns + FirstRow * K,
+                                               kColumns);
 }
 
-// Adds the window's rows from FirstRow on to `sums`; the last ones round the result to `out`.
-template <int K, int FirstRow, int SumPitch, class T, int D>
-CK_DEVICE void value_gradient_rows(const T* grad_out, const MixShape& shape, const float* weight, int channel,
-                                   float* sums, T* out, const Lanes<D>& lanes) {
-    constexpr int kRows = std::min(kWindowRows<K>, K - FirstRow);
+// dv of two channels: adds the window's rows from FirstRow on to `sums`, the last ones to where dv belongs.
+template <int K, int FirstRow, class T, int D>
+CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int channel, const Lanes<D>& lanes) {
+    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<K>, K - FirstRow);
+    const MixShape& shape = head.shape;
     const int spans = static_cast<int>(ceil_div(shape.width, kSpan));
     Float2 window[kRows * K];
     CK_UNROLL
     for (int tap = 0; tap < kRows * K; ++tap) {
-        const float* const first = weight + channel * (K * K) + FirstRow * K + tap;
+        const float* const first = head.weight + channel * (K * K) + FirstRow * K + tap;
         window[tap] = {channel < shape.head_dim ? first[0] : 0.f,
                        channel + 1 < shape.head_dim ? first[K * K] : 0.f};
     }
+    CK_NO_UNROLL
     for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
         const int y = i / spans, x = i % spans * kSpan, first_token = y * shape.width + x;
         Float2 grad[kSpan + K - 1], total[kSpan];
-        load_span<SumPitch>(total, sums + channel, shape, y, x);
+        load_span<P>(total, head.room + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + K / 2 - (FirstRow + row);
             if (source < 0 || source >= shape.height) continue;
-            load_span<kPitch<T, D>>(grad, grad_out + channel, shape, source, x - K / 2);
+            load_span<P>(grad, head.grad_out + channel, shape, source, x - K / 2);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
@@ -155,10 +178,15 @@ CK_DEVICE void value_gradient_rows(const T* grad_out, const MixShape& shape, con
         CK_UNROLL
         for (int j = 0; j < kSpan; ++j) {
             if (x + j >= shape.width) continue;
-            if constexpr (FirstRow + kRows == K) {
-                write_pair(out + (first_token + j) * kPitch<T, D> + channel, total[j].x, total[j].y);
+            if constexpr (FirstRow + kRows < K) {
+                write_pair(head.room + (first_token + j) * P + channel, total[j].x, total[j].y);
+            } else if (head.out_access >= 2 * static_cast<int>(sizeof(T))) {
+                T* const out = head.out + (first_token + j) * head.out_stride + channel;
+                if (channel < shape.head_dim) write_pair(out, total[j].x, total[j].y);
             } else {
-                write_pair(sums + (first_token + j) * SumPitch + channel, total[j].x, total[j].y);
+                T* const out = head.out + (first_token + j) * head.out_stride + channel;
+                if (channel < shape.head_dim) out[0] = from_float<T>(total[j].x);
+                if (channel + 1 < shape.head_dim) out[1] = from_float<T>(total[j].y);
             }
         }
     }
@@ -166,34 +194,21 @@ CK_DEVICE void value_gradient_rows(const T* grad_out, const MixShape& shape, con
 
 }  // namespace local
 
-// One head's sums of dy[i] v[i shifted by the tap], and of dy[i], over its tokens, to `partials` (head_dim,
-// K * K + 1). All threads of the block take part; `partials` is null where a team has no head.
-template <int K, class T, int D, int Capacity>
-CK_DEVICE void local_weight_gradient(const T* value, const T* grad_out, const MixShape& shape, float* scratch,
-                                     float* partials, Team team) {
-    for (int channel = 0; channel < D; channel += local::Lanes<D>::kChannels) {
-        local::weight_gradient_rows<K, 0, T, D, Capacity>(value, grad_out, shape, channel, scratch, partials,
-                                                          team);
-        if constexpr (local::kWindowRows<K> < K) {
-            local::weight_gradient_rows<K, local::kWindowRows<K>, T, D, Capacity>(
-                value, grad_out, shape, channel, scratch, partials, team);
+// dv = sums + the transposed local term of dy, rounded once, and if wanted the partial gradients of the local
+// weight and bias. All threads of the block take part.
+template <int K, class T, int D>
+CK_DEVICE void local_backward(const LocalHead<T>& head) {
+    using namespace local;
+    const Lanes<D> lanes;
+    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels) {
+        value_gradient_rows<K, 0, T, D>(head, channel + lanes.channel, lanes);
+        if constexpr (kWindowRows<K> < K) {
+            value_gradient_rows<K, kWindowRows<K>, T, D>(head, channel + lanes.channel, lanes);
         }
     }
-}
-
-// out[j] = sums[j] + the transposed local term of dy, rounded once. `weight` (head_dim, K * K) is in global
-// memory; `sums` (rows of SumPitch) is overwritten.
-template <int K, int SumPitch, class T, int D>
-CK_DEVICE void local_value_gradient(const T* grad_out, const MixShape& shape, const float* weight,
-                                    float* sums, T* out, Team team) {
-    const local::Lanes<D> lanes(team);
-    for (int first = 0; first < D; first += local::Lanes<D>::kChannels) {
-        const int channel = first + lanes.channel;
-        local::value_gradient_rows<K, 0, SumPitch, T, D>(grad_out, shape, weight, channel, sums, out, lanes);
-        if constexpr (local::kWindowRows<K> < K) {
-            local::value_gradient_rows<K, local::kWindowRows<K>, SumPitch, T, D>(grad_out, shape, weight,
-                                                                                 channel, sums, out, lanes);
-        }
+    for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
+        weight_gradient_rows<K, 0, T, D>(head, channel);
+        if constexpr (kWindowRows<K> < K) weight_gradient_rows<K, kWindowRows<K>, T, D>(head, channel);
     }
 }
 

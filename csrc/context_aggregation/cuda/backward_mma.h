@@ -31,8 +31,9 @@ CK_DEVICE void multiply_add_pair(float (&first)[4], float (&second)[4], const ui
     multiply_add<T>(second, a, right);
 }
 
-// The address that this lane gives to load_matrix<4> for a block of 16 rows by 16 channels: as operand A, or,
-// transposed, as operand B of two products whose reduction is over the rows.
+// The address that this lane gives to load_matrix for 16 rows by 16 channels, which come as four blocks: rows
+// 0-7 and 8-15 of the first 8 channels, then of the others. So they are an operand A; transposed, they are
+// two operands B next to each other.
 template <int Pitch, class T>
 CK_DEVICE const T* block_row(const T* rows) {
     return rows + lane() % 16 * Pitch + lane() / 16 * 8;
@@ -47,79 +48,42 @@ CK_DEVICE int staged_at(int key, int half) {
     return key * kTile + ((half ^ key >> 2) & 1) * 8;
 }
 
-// The rows of k or v that a warp owns, as operands.
+// The products of the keys that a warp owns.
 template <class T, int D>
-struct KeyRows {
+struct KeyProducts {
     static constexpr int kTiles = KeySplit::tiles_per_warp(D, sizeof(T));
-    static constexpr bool kKept = D <= 64;  // with 128 channels there are no registers for it
 
-    CK_DEVICE KeyRows(const T* first, int count) : rows(first), tiles(count) {
-        if constexpr (kKept) {
+    // product (keys, 16 queries) += rows of `keys` times those of `queries`, transposed. The rows of the keys
+    // would stay the same from step to step, but there are no registers for them.
+    CK_DEVICE static void multiply(float (&product)[kTiles][2][4], const T* keys, const T* queries) {
+        CK_UNROLL
+        for (int channel = 0; channel < D; channel += 16) {
+            uint32_t halves[4];
+            load_matrix(halves, queries + (lane() / 16 * 8 + lane() % 8) * kPitch<T, D> + lane() / 8 % 2 * 8 +
+                                    channel);
             CK_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
-                if (tile >= tiles) continue;
-                CK_UNROLL
-                for (int step = 0; step < D / 16; ++step) read(kept[tile][step], tile, step);
-            }
-        }
-    }
-
-    // products[tile][half] = these rows times 8 rows of `queries`, transposed.
-    CK_DEVICE void multiply(float (&products)[kTiles][2][4], const T* queries) const {
-        CK_UNROLL
-        for (int channel = 0; channel < D; channel += 32) {
-            uint32_t halves[2][4];
-            CK_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                load_matrix(halves[half],
-                            queries + (half * 8 + lane() % 8) * kPitch<T, D> + channel + lane() / 8 * 8);
-            }
-            CK_UNROLL
-            for (int step = 0; step < 2; ++step) {
-                CK_UNROLL
-                for (int tile = 0; tile < kTiles; ++tile) {
-                    if (tile >= tiles) continue;
-                    uint32_t operand[4];
-                    if constexpr (kKept) {
-                        CK_UNROLL
-                        for (int i = 0; i < 4; ++i) operand[i] = kept[tile][channel / 16 + step][i];
-                    } else {
-                        read(operand, tile, channel / 16 + step);
-                    }
-                    CK_UNROLL
-                    for (int half = 0; half < 2; ++half) {
-                        const uint32_t query[2] = {halves[half][2 * step], halves[half][2 * step + 1]};
-                        multiply_add<T>(products[tile][half], operand, query);
-                    }
-                }
+                uint32_t key[4];
+                load_matrix(key, mma::block_row<kPitch<T, D>>(keys + tile * kTile * kPitch<T, D> + channel));
+                mma::multiply_add_pair<T>(product[tile][0], product[tile][1], key, halves);
             }
         }
     }
 
     // sums (keys, D) += operands (keys, 16 queries) times the rows of the queries.
     CK_DEVICE static void accumulate(float (&sums)[kTiles][D / 8][4], const Operand<T> (&operands)[kTiles],
-                                     const T* queries, int tiles) {
+                                     const T* queries) {
         CK_UNROLL
         for (int channel = 0; channel < D; channel += 16) {
             uint32_t rows[4];
             load_matrix_transposed(rows, mma::block_row<kPitch<T, D>>(queries + channel));
             CK_UNROLL
             for (int tile = 0; tile < kTiles; ++tile) {
-                if (tile >= tiles) continue;
                 mma::multiply_add_pair<T>(sums[tile][channel / 8], sums[tile][channel / 8 + 1],
                                           operands[tile].registers, rows);
             }
         }
     }
-
-  private:
-    CK_DEVICE void read(uint32_t (&operand)[4], int tile, int step) const {
-        load_matrix(operand, mma::block_row<kPitch<T, D>>(rows + tile * kTile * kPitch<T, D> + step * 16));
-    }
-
-    const T* rows;
-    int tiles;
-    uint32_t kept[kTiles][kKept ? D / 16 : 1][4];
 };
 
 // The product of 16 queries' dS with 16 channels of all keys.
@@ -127,29 +91,31 @@ template <class T, int D>
 struct QueryProduct {
     static constexpr int kChannels = 16;
 
-    // += dS, transposed in `staged`, times the rows of `key`.
-    CK_DEVICE void add(const T* staged, const T* key, int tiles) {
+    // The product of dS, transposed in `staged`, with the rows of `key`.
+    CK_DEVICE QueryProduct(const T* staged, const T* key, int tiles) {
+        const T* const gradients = staged + staged_at<T>(lane() / 16 * 8 + lane() % 8, lane() / 8 % 2);
+        const T* const rows = mma::block_row<kPitch<T, D>>(key);
         float others[2][4] = {};  // a second chain of products hides their latency
-        for (int tile = 0; tile < tiles; tile += 2) {
-            add_tile(sums, staged, key, tile);
-            if (tile + 1 < tiles) add_tile(others, staged, key, tile + 1);
+        CK_NO_UNROLL              // the registers are taken
+            for (int tile = 0; tile < tiles; tile += 2) {
+            add_tile(sums, gradients, rows, tile);
+            if (tile + 1 < tiles) add_tile(others, gradients, rows, tile + 1);
         }
         CK_UNROLL
         for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] += others[i / 4][i % 4];
     }
 
     template <class Visit>
-    CK_DEVICE void for_each(Visit visit) {
+    CK_DEVICE void for_each(Visit visit) const {
         for_each_pair(sums, visit);
     }
 
   private:
-    CK_DEVICE static void add_tile(float (&to)[2][4], const T* staged, const T* key, int tile) {
-        uint32_t gradients[4], rows[4];
-        const int row = tile * kTile + lane() / 16 * 8 + lane() % 8;
-        load_matrix_transposed(gradients, staged + staged_at<T>(row, lane() / 8 % 2));
-        load_matrix_transposed(rows, mma::block_row<kPitch<T, D>>(key + tile * kTile * kPitch<T, D>));
-        mma::multiply_add_pair<T>(to[0], to[1], gradients, rows);
+    CK_DEVICE static void add_tile(float (&to)[2][4], const T* gradients, const T* rows, int tile) {
+        uint32_t gradient[4], key[4];
+        load_matrix_transposed(gradient, gradients + tile * kTile * kTile);
+        load_matrix_transposed(key, rows + tile * kTile * kPitch<T, D>);
+        mma::multiply_add_pair<T>(to[0], to[1], gradient, key);
     }
 
     float sums[2][4] = {};
