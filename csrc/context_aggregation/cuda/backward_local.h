@@ -30,9 +30,12 @@ namespace local {
 // Tokens of a row that a thread takes at a time. Grids of 7, 14, 28 and 56 have no remainder.
 constexpr int kSpan = 7;
 
-// The rows of the window that are in registers at a time; a 7 x 7 window takes two passes.
-template <int K>
-constexpr int kWindowRows = K == 7 ? 4 : K;
+// The rows of the window whose weights, or sums, are in registers at a time: what 128 registers have room
+// for.
+template <class T, int K>
+constexpr int kWindowRows = K < 7 && sizeof(T) == 2    ? K
+                            : K == 7 && sizeof(T) == 2 ? 4
+                                                       : 3;
 
 // Threads next to each other own neighboring channels; a slot of them walks over the spans of the grid.
 template <int D>
@@ -104,7 +107,7 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, fl
 // as are taken at a time; the last ones take those of dy[i], the bias', with them.
 template <int K, int FirstRow, class T, int D>
 CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel) {
-    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<K>, K - FirstRow);
+    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     constexpr bool kLast = FirstRow + kRows == K;
     const MixShape& shape = head.shape;
     const Lanes<D> lanes;
@@ -141,14 +144,16 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
                                                head.partials + first_channel * kColumns + FirstRow * K,
                                                kColumns);
+    if constexpr (!kLast) weight_gradient_rows<K, FirstRow + kRows, T, D>(head, first_channel);
 }
 
 // dv of two channels: adds the window's rows from FirstRow on to `sums`, the last ones to where dv belongs.
 template <int K, int FirstRow, class T, int D>
-CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int channel, const Lanes<D>& lanes) {
-    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<K>, K - FirstRow);
+CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) {
+    constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     const MixShape& shape = head.shape;
-    const int spans = static_cast<int>(ceil_div(shape.width, kSpan));
+    const Lanes<D> lanes;
+    const int channel = first_channel + lanes.channel, spans = static_cast<int>(ceil_div(shape.width, kSpan));
     Float2 window[kRows * K];
     CK_UNROLL
     for (int tap = 0; tap < kRows * K; ++tap) {
@@ -190,6 +195,7 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int channel, const 
             }
         }
     }
+    if constexpr (FirstRow + kRows < K) value_gradient_rows<K, FirstRow + kRows, T, D>(head, first_channel);
 }
 
 }  // namespace local
@@ -199,17 +205,11 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int channel, const 
 template <int K, class T, int D>
 CK_DEVICE void local_backward(const LocalHead<T>& head) {
     using namespace local;
-    const Lanes<D> lanes;
-    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels) {
-        value_gradient_rows<K, 0, T, D>(head, channel + lanes.channel, lanes);
-        if constexpr (kWindowRows<K> < K) {
-            value_gradient_rows<K, kWindowRows<K>, T, D>(head, channel + lanes.channel, lanes);
-        }
-    }
-    for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
+    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels)
+        value_gradient_rows<K, 0, T, D>(head, channel);
+    if (!head.partials) return;
+    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels)
         weight_gradient_rows<K, 0, T, D>(head, channel);
-        if constexpr (kWindowRows<K> < K) weight_gradient_rows<K, kWindowRows<K>, T, D>(head, channel);
-    }
 }
 
 }  // namespace ck::cuda
