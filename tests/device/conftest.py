@@ -1,17 +1,13 @@
 """Programs of kernels, built to run on this machine's processor."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+from builder import cuda_host
 
-# The build's own code: it is not part of the package.
-sys.path.insert(0, str(ROOT))
-from builder import cuda_host  # noqa: E402
+HERE = Path(__file__).parent
 
 # Whatever else a sanitizer finds, a kernel that was stopped in its middle leaves its memory behind.
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=66"}
