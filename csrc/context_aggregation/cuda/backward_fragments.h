@@ -98,18 +98,25 @@ struct QuerySums {
     // What all warps have left, in their order: two lanes share a query.
     template <bool Weights>
     CK_DEVICE static QuerySums over_warps(const float* sums, int warps) {
-        QuerySums total = {};
+        QuerySums total = {}, more = {};  // two loads under way
         CK_NO_UNROLL
-        for (int warp = 0; warp + lane() / 4 % 2 < warps; warp += 2) {
-            total.products += sums[warp * kTile + own_slot()];
-            if constexpr (Weights) total.weights += sums[(warps + warp) * kTile + own_slot()];
+        for (int warp = 0; warp + lane() / 4 % 2 < warps; warp += 4) {
+            total.add<Weights>(sums, warp, warps);
+            if (warp + 2 + lane() / 4 % 2 < warps) more.add<Weights>(sums, warp + 2, warps);
         }
+        total.products += more.products;
+        if constexpr (Weights) total.weights += more.weights;
         total.products += shuffle_xor(total.products, 4);
         if constexpr (Weights) total.weights += shuffle_xor(total.weights, 4);
         return total;
     }
 
   private:
+    template <bool Weights>
+    CK_DEVICE void add(const float* sums, int warp, int warps) {
+        products += sums[warp * kTile + own_slot()];
+        if constexpr (Weights) weights += sums[(warps + warp) * kTile + own_slot()];
+    }
     CK_DEVICE static int own_slot() { return own_query() + lane() / 4 % 2 * kTile; }
 };
 
