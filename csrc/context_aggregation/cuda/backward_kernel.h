@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 // The mix's backward: five matrix products from one reading of q, k, v and dy.
 //
-// A warp owns keys: the sums of their dk and dv, and where they fit their rows of k and v, stay in its
-// registers while the block walks over the queries, 16 at a time. Scores are computed transposed (keys x
-// queries), so that P and dS come out of one product in the layout in which they go into the next. What
-// crosses warps, through shared memory, are the sums over the keys: delta, a number for each query and warp,
-// and dS for dq = scale dS k.
+// A block has one head. Its warps own keys: the sums of their dk and dv stay in registers while the block
+// walks over the queries, 16 at a time. Scores are computed transposed (keys x queries), so that P and dS
+// come out of one product in the layout in which they go into the next. What crosses warps, through shared
+// memory, are the sums over the keys: delta, a number for each query and warp, and dS for dq = scale dS k.
+//
+// Where heads are small, so are blocks: 49 tokens are 2 warps, and 8 such blocks share a multiprocessor
+// without a barrier between them.
 //
 // alpha is left out until the end: dS here is P (G - delta), with G = dy v^T and delta = sum_j P G.
 #pragma once
@@ -23,7 +25,7 @@
 
 namespace ck::cuda {
 
-// Where one head's arrays lie in the block's shared memory; see backward_head_bytes.
+// Where one head's arrays lie in the block's shared memory; see backward_shared_memory.
 template <class T, int D>
 struct Head {
     CK_DEVICE Head(unsigned char* memory, int rows)
@@ -135,8 +137,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         Products::accumulate(dk, gradients, head.query + query * P);
         sync_threads();
 
-        // A few channels of dq for a warp, in turns. They take the place of q, which is not needed any
-        // more.
+        // dq of this step takes the place of its q. The warps take turns, each a few channels.
         constexpr int kChannels = QueryProduct<T, D>::kChannels, kUnits = D / kChannels;
         for (int unit = turn; unit < kUnits; unit += warps) {
             const QueryProduct<T, D> dq(head.staged, head.key + unit * kChannels, rows / kTile);

@@ -30,18 +30,14 @@ namespace local {
 // Tokens of a row that a thread takes at a time. Grids of 7, 14, 28 and 56 have no remainder.
 constexpr int kSpan = 7;
 
-// The rows of the window whose weights, or sums, are in registers at a time: what 128 registers have room
-// for.
+// The rows of the window whose weights, or sums, are in registers at a time: what 128 have room for.
 template <class T, int K>
-constexpr int kWindowRows = K < 7 && sizeof(T) == 2    ? K
-                            : K == 7 && sizeof(T) == 2 ? 4
-                                                       : 3;
+constexpr int kWindowRows = sizeof(T) == 4 ? 3 : std::min(K, K == 7 ? 4 : 5);
 
 // Threads next to each other own neighboring channels; a slot of them walks over the spans of the grid.
 template <int D>
 struct Lanes {
     static constexpr int kPerRow = std::min(D / 2, kWarpSize), kChannels = 2 * kPerRow;
-    static constexpr int kGroups = D / kChannels;  // one after the other
 
     CK_DEVICE Lanes()
         : channel(thread_index() % kPerRow * 2),
@@ -147,7 +143,7 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     if constexpr (!kLast) weight_gradient_rows<K, FirstRow + kRows, T, D>(head, first_channel);
 }
 
-// dv of two channels: adds the window's rows from FirstRow on to `sums`, the last ones to where dv belongs.
+// dv of two channels: adds the window's rows from FirstRow on; the last ones write the sum where dv belongs.
 template <int K, int FirstRow, class T, int D>
 CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
@@ -200,8 +196,8 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
 
 }  // namespace local
 
-// dv = sums + the transposed local term of dy, rounded once, and if wanted the partial gradients of the local
-// weight and bias. All threads of the block take part.
+// dv: to what `room` has the transposed local term of dy is added, and the sum rounded once. Then, if wanted,
+// the partial gradients of the local weight and bias. All threads of the block take part.
 template <int K, class T, int D>
 CK_DEVICE void local_backward(const LocalHead<T>& head) {
     using namespace local;

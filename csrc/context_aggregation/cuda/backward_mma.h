@@ -95,9 +95,10 @@ struct QueryProduct {
     CK_DEVICE QueryProduct(const T* staged, const T* key, int tiles) {
         const T* const gradients = staged + staged_at<T>(lane() / 16 * 8 + lane() % 8, lane() / 8 % 2);
         const T* const rows = mma::block_row<kPitch<T, D>>(key);
-        float others[2][4] = {};  // a second chain of products hides their latency
-        CK_NO_UNROLL              // the registers are taken
-            for (int tile = 0; tile < tiles; tile += 2) {
+        // A second chain of products hides their latency; more would not fit the registers.
+        float others[2][4] = {};
+        CK_NO_UNROLL
+        for (int tile = 0; tile < tiles; tile += 2) {
             add_tile(sums, gradients, rows, tile);
             if (tile + 1 < tiles) add_tile(others, gradients, rows, tile + 1);
         }
