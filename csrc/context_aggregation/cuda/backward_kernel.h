@@ -113,8 +113,10 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     for (int query = 0; query < queries; query += kTile) {
         float p[kTiles][2][4] = {}, g[kTiles][2][4] = {};
         Products::multiply(p, head.key + key * P, head.query + query * P);
-        Products::multiply(g, head.value + key * P, head.grad_out + query * P);
+        sync_warp();  // the compiler would load both products' operands at once, into registers that are not
+                      // there
         probabilities(p, head.logsumexp + query, arguments.exponent_scale, tokens - key);
+        Products::multiply(g, head.value + key * P, head.grad_out + query * P);
         QuerySums::over_keys<kWeights>(p, g).template leave<kWeights>(head.sums, warp(), warps);
         sync_threads();  // and nobody reads the previous step's dS any more
         QuerySums sums = QuerySums::over_warps<kWeights>(head.sums, warps);

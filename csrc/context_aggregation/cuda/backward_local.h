@@ -47,14 +47,35 @@ struct Lanes {
     int channel, slot, slots;
 };
 
-// The tokens of one row of the grid from x on, for two channels; zeros outside of the grid.
-template <int Pitch, class T, int Count>
-CK_DEVICE void load_span(Float2 (&span)[Count], const T* channels, const MixShape& shape, int y, int x) {
+// Two channels of the tokens of row y of the grid in the span from x on, and of `Halo` tokens on either side;
+// zeros outside of the grid. Full: the width is a multiple of a span, which leaves two conditions. A halo is
+// narrower.
+template <int Pitch, bool Full, int Halo, class T>
+CK_DEVICE void load_span(Float2 (&span)[kSpan + 2 * Halo], const T* channels, const MixShape& shape, int y,
+                         int x) {
+    static_assert(Halo < kSpan);
     const T* const row = channels + (y * shape.width + x) * Pitch;
     CK_UNROLL
-    for (int i = 0; i < Count; ++i) {
-        span[i] = {0.f, 0.f};
-        if (x + i >= 0 && x + i < shape.width) span[i] = read_pair(row + i * Pitch);
+    for (int i = -Halo; i < kSpan + Halo; ++i) {
+        const bool inside = i < 0 ? x > 0 : Full ? i < kSpan || x + kSpan < shape.width : x + i < shape.width;
+        span[i + Halo] = {0.f, 0.f};
+        if (inside) span[i + Halo] = read_pair(row + i * Pitch);
+    }
+}
+
+// Writes `count` tokens of a span, as many of the two channels as there are; `Elements` at a time.
+template <int Elements, class T>
+CK_DEVICE void store_span(T* out, int64_t stride, const Float2 (&span)[kSpan], int count, int channels) {
+    if (channels <= 0) return;
+    CK_UNROLL
+    for (int i = 0; i < kSpan; ++i) {
+        if (i >= count) continue;
+        if constexpr (Elements == 2) {
+            write_pair(out + i * stride, span[i].x, span[i].y);
+        } else {
+            out[i * stride] = from_float<T>(span[i].x);
+            if (channels > 1) out[i * stride + 1] = from_float<T>(span[i].y);
+        }
     }
 }
 
@@ -101,7 +122,7 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, fl
 
 // The sums over the tokens of dy[i] v[i shifted by the tap], for the window's rows from FirstRow on, as many
 // as are taken at a time; the last ones take those of dy[i], the bias', with them.
-template <int K, int FirstRow, class T, int D>
+template <int K, bool Full, int FirstRow, class T, int D>
 CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     constexpr bool kLast = FirstRow + kRows == K;
@@ -113,12 +134,12 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
         const int y = i / spans, x = i % spans * kSpan;
         Float2 grad[kSpan], values[kSpan + K - 1];
-        load_span<P>(grad, head.grad_out + channel, shape, y, x);
+        load_span<P, Full, 0>(grad, head.grad_out + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + FirstRow + row - K / 2;
             if (source < 0 || source >= shape.height) continue;
-            load_span<P>(values, head.value + channel, shape, source, x - K / 2);
+            load_span<P, Full, K / 2>(values, head.value + channel, shape, source, x);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
@@ -140,11 +161,11 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
                                                head.partials + first_channel * kColumns + FirstRow * K,
                                                kColumns);
-    if constexpr (!kLast) weight_gradient_rows<K, FirstRow + kRows, T, D>(head, first_channel);
+    if constexpr (!kLast) weight_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
 }
 
 // dv of two channels: adds the window's rows from FirstRow on; the last ones write the sum where dv belongs.
-template <int K, int FirstRow, class T, int D>
+template <int K, bool Full, int FirstRow, class T, int D>
 CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     const MixShape& shape = head.shape;
@@ -161,12 +182,12 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
     for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
         const int y = i / spans, x = i % spans * kSpan, first_token = y * shape.width + x;
         Float2 grad[kSpan + K - 1], total[kSpan];
-        load_span<P>(total, head.room + channel, shape, y, x);
+        load_span<P, Full, 0>(total, head.room + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + K / 2 - (FirstRow + row);
             if (source < 0 || source >= shape.height) continue;
-            load_span<P>(grad, head.grad_out + channel, shape, source, x - K / 2);
+            load_span<P, Full, K / 2>(grad, head.grad_out + channel, shape, source, x);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
@@ -176,22 +197,29 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
                 }
             }
         }
-        CK_UNROLL
-        for (int j = 0; j < kSpan; ++j) {
-            if (x + j >= shape.width) continue;
-            if constexpr (FirstRow + kRows < K) {
-                write_pair(head.room + (first_token + j) * P + channel, total[j].x, total[j].y);
-            } else if (head.out_access >= 2 * static_cast<int>(sizeof(T))) {
-                T* const out = head.out + (first_token + j) * head.out_stride + channel;
-                if (channel < shape.head_dim) write_pair(out, total[j].x, total[j].y);
-            } else {
-                T* const out = head.out + (first_token + j) * head.out_stride + channel;
-                if (channel < shape.head_dim) out[0] = from_float<T>(total[j].x);
-                if (channel + 1 < shape.head_dim) out[1] = from_float<T>(total[j].y);
-            }
+        const int count = Full ? kSpan : shape.width - x;  // or more
+        if constexpr (FirstRow + kRows < K) {
+            store_span<2>(head.room + first_token * P + channel, P, total, count, 2);
+        } else if (head.out_access >= 2 * static_cast<int>(sizeof(T))) {
+            store_span<2>(head.out + first_token * head.out_stride + channel, head.out_stride, total, count,
+                          shape.head_dim - channel);
+        } else {
+            store_span<1>(head.out + first_token * head.out_stride + channel, head.out_stride, total, count,
+                          shape.head_dim - channel);
         }
     }
-    if constexpr (FirstRow + kRows < K) value_gradient_rows<K, FirstRow + kRows, T, D>(head, first_channel);
+    if constexpr (FirstRow + kRows < K)
+        value_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
+}
+
+template <int K, bool Full, class T, int D>
+CK_DEVICE void backward(const LocalHead<T>& head) {
+    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels) {
+        value_gradient_rows<K, Full, 0, T, D>(head, channel);
+    }
+    for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
+        weight_gradient_rows<K, Full, 0, T, D>(head, channel);
+    }
 }
 
 }  // namespace local
@@ -200,12 +228,11 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
 // the partial gradients of the local weight and bias. All threads of the block take part.
 template <int K, class T, int D>
 CK_DEVICE void local_backward(const LocalHead<T>& head) {
-    using namespace local;
-    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels)
-        value_gradient_rows<K, 0, T, D>(head, channel);
-    if (!head.partials) return;
-    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels)
-        weight_gradient_rows<K, 0, T, D>(head, channel);
+    if (head.shape.width % local::kSpan == 0) {
+        local::backward<K, true, T, D>(head);
+    } else {
+        local::backward<K, false, T, D>(head);
+    }
 }
 
 }  // namespace ck::cuda
