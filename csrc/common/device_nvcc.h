@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #define CK_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define CK_DEVICE __device__ __forceinline__
@@ -28,14 +29,25 @@ template <auto Kernel, class... Args>
 void launch(Dim3 grid, int threads, size_t shared_bytes, Stream stream, const Args&... args) {
     const void* const kernel = reinterpret_cast<const void*>(Kernel);
     if (shared_bytes > 48 * 1024) {  // what a kernel may have without asking
-        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)),
-                   "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+        // The most there is rather than what this launch needs: the kernel has one such attribute, which
+        // another thread would set to less before this launch.
+        check_cuda(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()),
+            "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
     }
-    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))...};
-    check_cuda(cudaLaunchKernel(kernel, dim3(grid.x, grid.y, grid.z), dim3(threads), pointers, shared_bytes,
-                                static_cast<cudaStream_t>(stream)),
-               "cudaLaunchKernel");
+    // CUDA copies as many bytes as a parameter has: what is given as an int for an int64_t has to become one.
+    const auto start = [&]<class... Parameters>(void (*)(Parameters...)) {
+        std::tuple<Parameters...> parameters(args...);
+        std::apply(
+            [&](Parameters&... parameter) {
+                void* pointers[] = {&parameter...};
+                check_cuda(cudaLaunchKernel(kernel, dim3(grid.x, grid.y, grid.z), dim3(threads), pointers,
+                                            shared_bytes, static_cast<cudaStream_t>(stream)),
+                           "cudaLaunchKernel");
+            },
+            parameters);
+    };
+    start(Kernel);
 }
 
 CK_DEVICE int thread_index() { return threadIdx.x; }

@@ -55,6 +55,21 @@ void check_coordinates() {
            }));
 }
 
+// ---- arguments
+
+CK_KERNEL(32) widened(int64_t first, float second, const int64_t third, double* out) {
+    if (thread_index() == 0) out[0] = static_cast<double>(first), out[1] = second, out[2] = double(third);
+}
+
+void check_arguments() {
+    const Memory<double> out(std::vector<double>(3, 0));
+    const short third = -3;
+    launch<widened>({1}, 32, 0, nullptr, -1, 2, third, out.data());
+    expect("arguments become the types of the parameters", equal<double>(out.values(), [](int i) {
+               return i == 0 ? -1. : i == 1 ? 2. : -3.;
+           }));
+}
+
 // ---- warp operations
 
 CK_KERNEL(64) shuffles(int* out) {
@@ -392,6 +407,7 @@ void check_functions() {
 
 int main() {
     check_coordinates();
+    check_arguments();
     check_shuffles();
     check_shared_memory();
     check_wide_accesses();

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from builder import cuda
+from container_kernels import _extension
 
 HERE = Path(__file__).parent
-CHECKS = 14
+CHECKS = 15
 
 
 def holds(finished: subprocess.CompletedProcess) -> None:
@@ -23,6 +24,7 @@ def test_host_half(host_program, sanitizer):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(_extension.cuda is None, reason=str(_extension.why_no_cuda))
 def test_nvcc_half(tmp_path):
     program = tmp_path / "semantics"
     cuda.build_program(HERE / "semantics.cu", program)
