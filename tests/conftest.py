@@ -5,7 +5,10 @@ import os
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
+if GPU:
+    # cuDNN's default; the kernels are judged by what float32 is.
+    torch.backends.cudnn.allow_tf32 = False
+else:
     # Read when a kernel is decorated, so before anything imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

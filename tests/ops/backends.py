@@ -1,20 +1,23 @@
 """The backends under test and where each runs on this machine.
 
-Without a GPU, Triton's kernels run in its interpreter, and the CUDA kernels on this machine's processor (conftest.py).
+Without a GPU, Triton's kernels run in its interpreter. The CUDA kernels need a module that nvcc built, too: without one
+they run on this machine's processor (conftest.py), also beside a GPU.
 """
 
 import torch
 
+from container_kernels import usable_backends
 from container_kernels.testing import MixCase
 
 GPU = torch.cuda.is_available()
+CUDA_ON_GPU = usable_backends()["cuda"] is None
 
 # backend -> device its kernels are executed on here
 DEVICES = {
     "reference": "cpu",
     "cpu": "cpu",
     "triton": "cuda" if GPU else "cpu",
-    "cuda": "cuda" if GPU else "cpu",
+    "cuda": "cuda" if CUDA_ON_GPU else "cpu",
 }
 FUSED = ("cpu", "triton", "cuda")
 ALL = tuple(DEVICES)

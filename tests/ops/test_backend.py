@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from backends import CUDA_ON_GPU
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
@@ -129,7 +130,7 @@ def test_cuda_without_its_module(gpu, monkeypatch):
 
 @pytest.mark.gpu
 def test_automatic_choice_on_a_gpu():
-    assert ran(V.cuda().bfloat16()) == "cuda"
+    assert ran(V.cuda().bfloat16()) == ("cuda" if CUDA_ON_GPU else "triton")
     assert ran(V.cuda()) == "triton"
     assert ran(V.cuda().double()) == "reference"
 
@@ -250,7 +251,8 @@ def test_missing_extension_is_explained(monkeypatch):
 def test_usable_backends_names_all():
     reasons = usable_backends()
     assert tuple(reasons) == BACKENDS
-    assert reasons["cpu"] is None and reasons["reference"] is None and reasons["cuda"]
+    assert reasons["cpu"] is None and reasons["reference"] is None
+    assert reasons["cuda"] or torch.cuda.is_available()
 
 
 def test_cpu_tensors_need_the_interpreter():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import ALL, DENSE, DEVICES, DTYPES, FUSED, GPU, identifier, served
+from backends import ALL, CUDA_ON_GPU, DENSE, DEVICES, DTYPES, FUSED, identifier, served
 
 from container_kernels import context_aggregation
 from container_kernels.testing import (
@@ -185,7 +185,7 @@ def test_repeats_are_bit_identical(backend, case):
         assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
 
 
-@pytest.mark.skipif(GPU, reason="a GPU's threads have no order")
+@pytest.mark.skipif(CUDA_ON_GPU, reason="a GPU's threads have no order")
 @pytest.mark.parametrize("dtype", DTYPES["cuda"], ids=identifier)
 @pytest.mark.parametrize("case", [case for backend, case in served(CASES, ["cuda"])], ids=str)
 def test_cuda_bits_do_not_depend_on_the_order_of_threads(case, dtype):

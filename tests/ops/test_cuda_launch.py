@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import GPU
+from backends import DEVICES
 
 from container_kernels import _extension, context_aggregation, local_aggregation
 from container_kernels.ops.cuda_launch import compiled_window, cut_window, pad_window, place
@@ -39,13 +39,11 @@ def test_kernels_start_on_the_tensors_device_and_its_current_stream(monkeypatch)
     assert place(SimpleNamespace(device=torch.device("cuda:3"))) == (module, 3, 1003)
 
 
-@pytest.mark.skipif(GPU, reason="the kernels run on the GPU here")
 @pytest.mark.parametrize("window", WINDOWS)
-def test_local_weight_gradient_of_a_padded_window(window):
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_local_weight_gradient_of_a_padded_window(backend, window):
     """Both ways to it: local aggregation's own operator, and the mix's backward in one pass."""
-    x = torch.randn(2, 12, 2, 4)
-    weight = torch.randn(8, *window)
-    bias = torch.randn(8)
+    x, weight, bias = (torch.randn(shape, device=DEVICES[backend]) for shape in ((2, 12, 2, 4), (8, *window), (8,)))
 
     def local(backend):
         leaves = [leaf.clone().requires_grad_() for leaf in (weight, bias)]
@@ -60,12 +58,11 @@ def test_local_weight_gradient_of_a_padded_window(window):
         out.square().sum().backward()
         return [leaf.grad for leaf in leaves]
 
-    with run_cuda_on_host():
-        for gradients in (local, mix):
-            for actual, expected in zip(gradients("cuda"), gradients("reference"), strict=True):
-                assert actual.shape == expected.shape
-                # Where the numbers land is the question here, not their last bits.
-                torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    for gradients in (local, mix):
+        for actual, expected in zip(gradients(backend), gradients("reference"), strict=True):
+            assert actual.shape == expected.shape
+            # Where the numbers land is the question here, not their last bits.
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_dense_affinity_is_refused_by_the_operators_too():
@@ -79,20 +76,22 @@ def test_a_dense_affinity_is_refused_by_the_operators_too():
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_kernels_wait_for_the_current_stream_alone(backend):
     """On any other stream they would read the NaN that the fill, behind a long kernel, has yet to replace."""
-    x = torch.full((2, 8, 8, 16), torch.nan, device="cuda")
-    weight = torch.ones(16, 3, 3, device="cuda")
-    local_aggregation(x, weight, backend=backend)  # compiled, loaded
+    x = torch.full((2, 8, 8, 16), torch.nan, device="cuda", dtype=torch.bfloat16)
+    tokens, weight = x.view(2, 64, 1, 16), torch.ones(16, 3, 3, device="cuda")
+
+    def step():
+        mixed = context_aggregation(tokens, tokens, tokens, backend=backend)
+        return mixed, local_aggregation(x, weight, backend=backend)
+
+    assert all(out.isnan().all() for out in step())  # and now the kernels are compiled and loaded
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(100_000_000)
         x.fill_(1)
-        image = local_aggregation(x, weight, backend=backend)
-        tokens = x.view(2, 64, 1, 16).bfloat16()
-        mixed = context_aggregation(tokens, tokens, tokens, backend=backend)
+        outputs = step()
     stream.synchronize()
-    assert image.isfinite().all()
-    assert mixed.isfinite().all()
+    assert all(out.isfinite().all() for out in outputs)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from backends import DEVICES, GPU
+from backends import CUDA_ON_GPU, DEVICES
 
 from container_kernels import _extension, context_aggregation
 from container_kernels.testing import (
@@ -193,7 +193,7 @@ def test_the_same_bits_again(backend, dtype, case):
     qkv, arguments = inputs.arguments()
     grad_out = random_like(qkv[2])
     grads = gradients(context_aggregation, qkv, arguments, grad_out, backend="cuda")
-    with nullcontext() if GPU else run_cuda_on_host(order="descending"):
+    with nullcontext() if CUDA_ON_GPU else run_cuda_on_host(order="descending"):
         again = gradients(context_aggregation, qkv, arguments, grad_out, backend="cuda")
     for name, grad in grads.items():
         assert torch.equal(grad, again[name]), name
@@ -206,7 +206,7 @@ def test_the_same_bits_again(backend, dtype, case):
     ids=str,
 )
 def test_more_keys_than_warps_are_refused(backend, dtype, head_dim, most):
-    module = _extension.cuda if GPU else _extension.load_cuda_host()
+    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_host()
     code = _extension.DTYPE_CODES[dtype]
 
     def needed(tokens):

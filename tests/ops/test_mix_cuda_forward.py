@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from backends import DEVICES, GPU
+from backends import CUDA_ON_GPU, DEVICES
 
 from container_kernels import _extension, context_aggregation
 from container_kernels.testing import (
@@ -139,15 +139,15 @@ def test_the_same_bits_again(backend, dtype):
         inputs = case.make(dtype, DEVICES[backend])
         qkv, arguments = inputs.arguments()
         first = context_aggregation(*qkv, **arguments, backend="cuda")
-        with nullcontext() if GPU else run_cuda_on_host(order="descending"):
+        with nullcontext() if CUDA_ON_GPU else run_cuda_on_host(order="descending"):
             assert torch.equal(context_aggregation(*qkv, **arguments, backend="cuda"), first)
 
 
 @CUDA
 def test_shared_memory_that_a_block_asks_for(backend):
     """256 tokens fit, whatever the window, up to 128 channels; what does not fit is told as more than there is."""
-    module = _extension.cuda if GPU else _extension.load_cuda_host()
-    index = torch.cuda.current_device() if GPU else -1
+    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_host()
+    index = torch.cuda.current_device() if CUDA_ON_GPU else -1
     limit = module.shared_memory_limit(index)
 
     def needed(dtype, tokens, head_dim, height, width, window):
