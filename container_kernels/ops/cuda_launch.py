@@ -53,7 +53,3 @@ def cut_window(weight: Tensor, kh: int, kw: int) -> Tensor:
     """The kh × kw window in the middle of (C, size, size), where `pad_window` put it: a view."""
     size = weight.shape[1]
     return weight.narrow(1, (size - kh) // 2, kh).narrow(2, (size - kw) // 2, kw)
-
-
-def pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

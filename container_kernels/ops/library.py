@@ -43,6 +43,11 @@ def rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
 
 
+def pointer(tensor: Tensor | None) -> int:
+    """The address of the tensor's data as the extension takes it, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 @contextmanager
 def poisoned_outputs():
     """Within it, every output a kernel is about to write starts as NaN (for tests)."""

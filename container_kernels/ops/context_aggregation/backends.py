@@ -32,8 +32,7 @@ def why_not(name: str, v: Tensor, dynamic: bool, dense: bool) -> str | None:
         return "it has no dense affinity beside the dynamic term"
     reason = why_not_here(name, v)
     if reason is None and name == "cuda":
-        filled = 32 if head_dim <= 32 else 64 if head_dim <= 64 else 128
-        most = _most_tokens(v.device, v.dtype, filled)
+        most = _most_tokens(v.device, v.dtype, min(dim for dim in CUDA_HEAD_DIMS if dim >= head_dim))
         if tokens > most:
             return f"its blocks hold a whole row, up to {most} tokens of head_dim {head_dim} here, got {tokens}"
     return reason

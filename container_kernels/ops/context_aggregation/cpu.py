@@ -5,10 +5,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+from ..library import pointer
 
 
 def _grid(height: int, width: int, local_weight: Tensor | None) -> tuple[int, int, int, int]:
@@ -43,7 +40,7 @@ def forward(
     _extension.cpu.mix_forward(
         _extension.DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
-        alpha.data_ptr(), _pointer(local_weight), _pointer(local_bias), _pointer(affinity),
+        alpha.data_ptr(), pointer(local_weight), pointer(local_bias), pointer(affinity),
         out.data_ptr(), out.stride(), logsumexp.data_ptr(),
     )  # fmt: skip
 
@@ -76,7 +73,7 @@ def backward(
         _extension.DTYPE_CODES[v.dtype], v.shape, _grid(height, width, local_weight), scale, torch.get_num_threads(),
         grad_out.data_ptr(), grad_out.stride(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
-        alpha.data_ptr(), _pointer(local_weight), _pointer(affinity), logsumexp.data_ptr(),
+        alpha.data_ptr(), pointer(local_weight), pointer(affinity), logsumexp.data_ptr(),
         grad_q.data_ptr(), grad_q.stride(), grad_k.data_ptr(), grad_k.stride(), grad_v.data_ptr(), grad_v.stride(),
         grad_alpha.data_ptr(),
     )  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
+from ..library import pointer
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
@@ -30,7 +31,7 @@ def _forward(
 ) -> None:
     _extension.cpu.depthwise_forward(
         _extension.DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
-        weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), out.stride(),
+        weight.data_ptr(), pointer(bias), out.data_ptr(), out.stride(),
         channel_sum, channel_square_sum,
     )  # fmt: skip
 
