@@ -129,7 +129,8 @@ template <int Bytes>
 void copy_async(void* shared, const void* global, bool valid = true, Location where = Location::current()) {
     static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
     host::check_aligned(shared, Bytes, "copy_async, shared side", where);
-    if (valid) host::check_aligned(global, Bytes, "copy_async, global side", where);
+    // Where it is not valid too: nothing says that a GPU, which takes the address, does not look at it.
+    host::check_aligned(global, Bytes, "copy_async, global side", where);
     host::start_copy({shared, global, Bytes, valid, where});
 }
 inline void copy_async_commit() { host::commit_copies(); }

@@ -184,6 +184,16 @@ misaligned_copy(const float* in, float* out) {
 
 template <bool Right>
 CK_KERNEL(kThreads)
+misaligned_copy_of_nothing(const float* in, float* out) {
+    CK_SHARED(float, row, 4 * kThreads);
+    copy_async<16>(row + 4 * thread_index(), in + (Right ? 0 : 2), false);
+    copy_async_commit();
+    copy_async_wait<0>();
+    out[thread_index()] = in[kThreads - 1 - thread_index()];
+}
+
+template <bool Right>
+CK_KERNEL(kThreads)
 matrix_outside_shared_memory(const float* in, float* out) {
     CK_SHARED(uint16_t, rows, 32 * 8);
     for (int i = thread_index(); i < 32 * 8; i += kThreads) rows[i] = 0;
@@ -276,6 +286,7 @@ const std::map<std::string, void (*)(bool, const float*, float*, unsigned)> kBug
     BUG(two_barriers_for_one),
     BUG(misaligned_vector),
     BUG(misaligned_copy),
+    BUG(misaligned_copy_of_nothing),
     BUG(matrix_outside_shared_memory),
     BUG(lost_bounds_check_of_a_load),
     BUG(lost_bounds_check_of_a_store),

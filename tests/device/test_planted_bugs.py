@@ -23,6 +23,7 @@ REPORTED = {
     "two_barriers_for_one": "divergent barrier: the threads of the block wait at different places",
     "misaligned_vector": "load: the address is not a multiple of 16 bytes",
     "misaligned_copy": "copy_async, shared side: the address is not a multiple of 16 bytes",
+    "misaligned_copy_of_nothing": "copy_async, global side: the address is not a multiple of 16 bytes",
     "matrix_outside_shared_memory": "load_matrix: a row lies outside shared memory",
 }
 # NaN where there should be a number: wrong in at least one of the two orders.

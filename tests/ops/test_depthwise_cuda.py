@@ -95,6 +95,14 @@ def test_alignments(backend, channels, base, offset, dtype):
     check([sliced, weight, bias])
 
 
+@pytest.mark.parametrize("backend", ["cuda"])
+def test_one_column_has_any_stride(backend):
+    """Such as 1, no multiple of 16 bytes, in (B, C, 1, 1) seen as (B, 1, 1, C); the columns beside it are addressed."""
+    x = torch.randn(2, 5, 1, 64, device=DEVICES["cuda"])
+    x = x.as_strided(x.shape, (5 * 64, 64, 1, 1))
+    check([x, torch.randn(64, 3, 3, device=x.device), torch.randn(64, device=x.device)])
+
+
 @pytest.mark.parametrize("channels", [64, 13])
 @pytest.mark.parametrize("size", [3, 5, 7])
 @pytest.mark.parametrize("backend", ["cuda"])

@@ -13,7 +13,8 @@ namespace ck::cuda {
 constexpr int kAhead = 3;
 constexpr unsigned kStages = kAhead + 1;
 
-// Bytes that move at once, between 16 and one element: what the addresses of all pixels are a multiple of.
+// Bytes that move at once, between 16 and one element: what the addresses of all pixels are a multiple of,
+// and of the columns beside the image, which copies that read nothing are given.
 template <class T>
 int access_bytes(const Image& image, const DepthwiseShape& shape) {
     const auto multiple_of = [&](int bytes) {
@@ -22,8 +23,7 @@ int access_bytes(const Image& image, const DepthwiseShape& shape) {
         };
         return reinterpret_cast<uintptr_t>(image.data) % bytes == 0 && divides(shape.channels) &&
                (shape.batch == 1 || divides(image.batch_stride)) &&
-               (shape.height == 1 || divides(image.row_stride)) &&
-               (shape.width == 1 || divides(image.column_stride));
+               (shape.height == 1 || divides(image.row_stride)) && divides(image.column_stride);
     };
     return multiple_of(16) ? 16 : multiple_of(4) ? 4 : static_cast<int>(sizeof(T));
 }
