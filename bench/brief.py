@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """One line a problem of a table that `bench/table.py` wrote: python bench/brief.py RESULT.json
 
-Columns: milliseconds of ours, of the floor that is %, how many times faster ours is than each baseline, and the
-milliseconds of our backends by name.
+Columns: microseconds of ours, how many % of them the floor is, how many times faster ours is than each baseline, and
+the microseconds of our backends by name.
 """
 
 import json

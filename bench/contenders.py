@@ -49,7 +49,8 @@ def checked_contenders(problem: Problem, names: Iterable[str]) -> tuple[dict[str
     """Contenders that have run once and agree with eager, and for baselines that cannot run here the reason.
 
     Raises:
-        AssertionError: a contender's result differs from eager's: its time would mean nothing.
+        AssertionError: a contender's result differs from eager's, so that its time would mean nothing; or one of our
+            backends failed.
     """
     reference = problem.contender(EAGER)
     expected = problem.outputs(EAGER, reference())
@@ -61,10 +62,12 @@ def checked_contenders(problem: Problem, names: Iterable[str]) -> tuple[dict[str
         try:
             contender = problem.contender(name)
             result = contender()
-        # A compiler or an attention backend may fail in any way; ours may not.
+        # A compiler or an attention backend may fail in any way; ours may not, but a backend of ours may refuse.
         except Exception as error:
             if name == OURS:
                 raise
+            if name in BACKENDS and "cannot serve this call" not in str(error):
+                raise AssertionError(f"{problem.name}: {name}: {error}") from error
             unavailable[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             continue
         _check(f"{problem.name}: {name}", problem.outputs(name, result), expected, problem.tolerance)

@@ -3,6 +3,8 @@
 
     python bench/table.py                        everything
     python bench/table.py --only mix,model       some sections of mix, depthwise, block, model
+    python bench/table.py --no-compile           without torch.compile, which takes longer than all else
+    python bench/table.py --limit 200            begins no problem after 200 seconds
     python bench/table.py --quick                one small problem a section, without torch.compile: a look
 
 Prints the table, and writes it as Markdown and JSON, with the conditions it was measured under, to bench/results
@@ -12,8 +14,10 @@ has no row then.
 
 import argparse
 import json
+import math
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -119,10 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates = floors.rates(machine.device_name(device), device, machine.bench_dtype(device))
     report = Report(device, {**machine.conditions(device), "floor": rates.source})
 
+    end = time.monotonic() + options.limit
     progress = tqdm(problems, unit="problem", disable=None)
     for problem in progress:
+        if time.monotonic() > end:
+            report.notes.append(f"{problem.name}: {options.limit:.0f} seconds were over")
+            continue
         progress.set_description(problem.name)
-        names = [name for name in contender_names(problem) if not (options.quick and name == COMPILED)]
+        names = [name for name in contender_names(problem) if options.compile or name != COMPILED]
         try:
             measure_problem(problem, names, rates, options.seconds, report)
         except torch.OutOfMemoryError as error:
@@ -212,7 +220,11 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=machine.ROOT / "bench" / "results", help="folder to write to")
     parser.add_argument("--device", choices=("cuda", "cpu"), default=machine.default_device())
     parser.add_argument("--seconds", type=float, default=None, help="time to spend timing one problem, about")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="whether to time torch.compile")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no problem is begun")
     options = parser.parse_args(arguments)
+    if options.compile is None:
+        options.compile = not options.quick
     if options.seconds is None:
         options.seconds = 0.5 if options.quick else 4.0
     return options

@@ -253,6 +253,22 @@ def test_baseline_that_cannot_run_is_named_with_its_reason(monkeypatch):
     assert unavailable == {COMPILED: "RuntimeError: no C++ compiler found"}
 
 
+def test_a_backend_of_ours_may_refuse_but_not_fail(monkeypatch):
+    import op_problems
+    from contenders import checked_contenders
+
+    problem = tiny_problems()[1]
+    contenders, unavailable = checked_contenders(problem, ["ours on cuda"])
+    assert not contenders and "backend 'cuda' cannot serve this call" in unavailable["ours on cuda"]
+
+    def fail(*_, **__):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(op_problems, "local_aggregation", fail)
+    with pytest.raises(AssertionError, match=r"depthwise 5×5 .*: ours on cuda: an illegal memory access"):
+        checked_contenders(problem, ["ours on cuda"])
+
+
 def test_baseline_network_has_the_released_names():
     from released_network import ReleasedNetwork
 
@@ -290,18 +306,28 @@ def test_table_reports_a_wrong_result_without_a_row(monkeypatch, tmp_path, capsy
     assert "Wrong results" in capsys.readouterr().out
 
 
+def test_table_begins_no_problem_after_its_limit(tmp_path):
+    import table
+
+    options = ["--only", "mix,depthwise", "--device", "cpu", "--limit", "-1", "--output", str(tmp_path)]
+    assert table.main(options) == 0
+    (written,) = tmp_path.glob("*.json")
+    report = json.loads(written.read_text())
+    assert not report["rows"] and len(report["notes"]) == 36
+    assert report["notes"][0] == "mix forward, 8×7×7, 512 channels, 16 heads: -1 seconds were over"
+
+
 def usage_lines(path):
     """The commands that a module's docstring tells the reader to type."""
-    return [
-        shlex.split(line) for line in re.findall(r"^    (\w+ bench\S*(?: --\S+(?: [a-z,]+)?)*)", path.read_text(), re.M)
-    ]
+    commands = re.findall(r"^    (\w+ bench\S*(?: --\S+(?: [a-z\d,]+)?)*)", path.read_text(), re.MULTILINE)
+    return [shlex.split(command) for command in commands]
 
 
 def test_table_usage_lines_run():
     import table
 
     lines = usage_lines(ROOT / "bench" / "table.py")
-    assert [line[:2] for line in lines] == 3 * [["python", "bench/table.py"]]
+    assert [line[:2] for line in lines] == 5 * [["python", "bench/table.py"]]
     for line in lines:
         table.parse_options(line[2:])
 

@@ -14,10 +14,16 @@ import pytest
 
 from builder import cuda
 from builder.project import SOURCES
-from container_kernels import _extension
+from container_kernels import _env, _extension
 
 RECORD = _extension.build_record.get("cuda", {"built": False, "reason": "no build"})
-pytestmark = pytest.mark.skipif(not RECORD["built"], reason=f"needs nvcc: {RECORD['reason']}")
+pytestmark = [
+    pytest.mark.skipif(not RECORD["built"], reason=f"needs nvcc: {RECORD['reason']}"),
+    pytest.mark.skipif(
+        RECORD.get("archs") != _env.VARIABLES["CONTAINER_KERNELS_CUDA_ARCHS"].default,
+        reason=f"needs a build for the GPUs that are the default, has one for {RECORD.get('archs')}",
+    ),
+]
 
 # Registers that a thread may use at most, by kernel (the first pattern that fits counts): with 65536 of them on a
 # multiprocessor they say how many blocks it holds at once, which the design of the kernels counts on.
