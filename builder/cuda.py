@@ -53,15 +53,18 @@ def build(record: dict[str, Any]) -> Path:
     return module
 
 
-def build_program(source: Path, output: Path) -> None:
-    """Build a program, for this machine's GPU, of a source and the kernels as the last build compiled them.
+def build_program(source: Path, output: Path, archs: str = "native") -> None:
+    """Build a program of a source and the kernels as the last build compiled them.
+
+    Args:
+        archs: GPUs to compile the source for, as CONTAINER_KERNELS_CUDA_ARCHS has them; by default this machine's.
 
     Raises:
         CannotBuild: the text says why.
     """
     nvcc = toolkit.find()
     kernels = [FOLDER / step.output for step in _kernel_compilations([])]
-    flags = ["-std=c++20", "--expt-relaxed-constexpr", *toolkit.arch_flags(nvcc, "native"), "-lineinfo"]
+    flags = ["-std=c++20", "--expt-relaxed-constexpr", *toolkit.arch_flags(nvcc, archs), "-lineinfo"]
     run([nvcc, *flags, "-I", SOURCES, source, *kernels, "-o", output])
 
 

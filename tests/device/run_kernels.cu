@@ -4,6 +4,7 @@
 // not written, is looked for.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
