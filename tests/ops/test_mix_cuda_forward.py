@@ -103,6 +103,18 @@ def test_later_keys_that_dwarf_the_first(backend, dtype, logit):
 
 
 @CUDA
+@pytest.mark.parametrize("dtype", EVERY, ids=str)
+def test_scores_that_are_rounded_by_more_than_exponents_reach(backend, dtype):
+    """Of 2^33, where a compiler that fuses multiplications with subtractions keeps what the shift was rounded by."""
+    random = torch.Generator().manual_seed(0)
+    sizes = 16384 * (1 + torch.rand(1, 40, 1, 64, generator=random) / 8)
+    q = (sizes * torch.randn(sizes.shape, generator=random).sign()).to(dtype).to(DEVICES[backend])
+    v = torch.randn(q.shape, generator=random).to(q)
+    out = context_aggregation(q, q, v, backend="cuda")  # every key is its own query's alone
+    torch.testing.assert_close(out, v, rtol=0, atol=0)
+
+
+@CUDA
 @pytest.mark.parametrize(
     ("dtype", "logit"),
     [(torch.bfloat16, 16.75), *((dtype, logit) for dtype in HALVES for logit in (98.4, 1e4))],

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kTile = 16;  // queries, or keys, of one step
 
-// Sums of probabilities up to here lost nothing: no probability overflowed T, and no product with a value
-// below 1e29 overflowed float32.
+// Sums of probabilities from 1/2 (the shift's own is about 1) up to here lost nothing: no probability
+// overflowed T, and no product with a value below 1e29 overflowed float32.
 template <class T>
 constexpr float kLargestSum = kIsBFloat16<T> ? 1 << 30 : 1 << 15;
 
@@ -77,8 +77,9 @@ struct Attention {
         return key + i / 4 * 8 + lane() % 4 * 2 + i % 2 < tokens;
     }
 
-    // The largest scaled score of every query among the first `count` keys.
+    // For every query the score, among the first `count` keys, that has the largest probability.
     CK_DEVICE void find_largest(Rows& largest, int count) const {
+        const float sign = scale < 0 ? -1.f : 1.f;
         CK_UNROLL
         for (int i = 0; i < 2 * kTiles; ++i) largest[i / 2][i % 2] = -INFINITY;
         for (int key = 0; key < count; key += kTile) {
@@ -89,7 +90,7 @@ struct Attention {
                 CK_UNROLL
                 for (int i = 0; i < 8; ++i) {
                     float& row = largest[tile][i / 2 % 2];
-                    if (is_token(key, i)) row = fmaxf(row, scores[tile][i / 4][i % 4] * scale);
+                    if (is_token(key, i)) row = fmaxf(row, sign * scores[tile][i / 4][i % 4]);
                 }
             }
         }
@@ -97,12 +98,12 @@ struct Attention {
         for (int i = 0; i < 2 * kTiles; ++i) {
             float& row = largest[i / 2][i % 2];
             row = fmaxf(row, shuffle_xor(row, 1));
-            row = fmaxf(row, shuffle_xor(row, 2));
+            row = sign * fmaxf(row, shuffle_xor(row, 2));
         }
     }
 
-    // Adds sixteen keys. Masked: some of them are no tokens.
-    template <bool Masked>
+    // Adds sixteen keys. Masked: some of them are no tokens. Exact: see accumulate.
+    template <bool Masked, bool Exact>
     CK_DEVICE void add_keys(const Rows& shift, int key, const T* key_rows, const T* value_rows) {
         Scores scores;
         compute_scores(scores, key_rows);
@@ -112,7 +113,8 @@ struct Attention {
             CK_UNROLL
             for (int i = 0; i < 8; ++i) {
                 float& score = scores[tile][i / 4][i % 4];
-                score = exp2_approx(score * scale - shift[tile][i / 2 % 2]);
+                const float row_shift = shift[tile][i / 2 % 2];
+                score = exp2_approx(Exact ? (score - row_shift) * scale : score * scale - row_shift * scale);
                 if (Masked && !is_token(key, i)) score = 0;
                 total[tile][i / 2 % 2] += score;
             }
@@ -137,7 +139,9 @@ struct Attention {
         }
     }
 
-    // Sums over all keys with probabilities 2^(scaled score - shift).
+    // Sums over all keys with probabilities 2^(scale (score - shift)). Not Exact it takes a multiply-add, but
+    // the scaled shift is rounded, which for scores of 2^28 and more can be more than the exponents of T are.
+    template <bool Exact>
     CK_DEVICE void accumulate(const Rows& shift) {
         CK_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
@@ -151,11 +155,11 @@ struct Attention {
         const T* value_rows = values;
         int key = 0;
         for (; key + kTile <= tokens; key += kTile) {
-            add_keys<false>(shift, key, key_rows, value_rows);
+            add_keys<false, Exact>(shift, key, key_rows, value_rows);
             key_rows += kTile * kRow;
             value_rows += kTile * kRow;
         }
-        if (key < tokens) add_keys<true>(shift, key, key_rows, value_rows);
+        if (key < tokens) add_keys<true, Exact>(shift, key, key_rows, value_rows);
         CK_UNROLL
         for (int i = 0; i < 2 * kTiles; ++i) {
             total[i / 2][i % 2] += shuffle_xor(total[i / 2][i % 2], 1);
@@ -166,8 +170,10 @@ struct Attention {
     CK_DEVICE bool lost_range() const {
         bool lost = false;
         CK_UNROLL
-        for (int i = 0; i < 2 * kTiles; ++i)
-            lost = lost || !(total[i / 2][i % 2] <= kLargestSum<T>);  // a NaN too
+        for (int i = 0; i < 2 * kTiles; ++i) {
+            const float sum = total[i / 2][i % 2];
+            lost = lost || !(sum >= 0.5f && sum <= kLargestSum<T>);  // a NaN too
+        }
         return any_lane(lost);
     }
 };
@@ -189,10 +195,10 @@ mix_forward_kernel(ForwardArguments arguments) {
             // almost always does. Where not, they are computed again with the largest of all.
             typename Attention::Rows shift;
             attention.find_largest(shift, kTile);
-            attention.accumulate(shift);
+            attention.template accumulate<false>(shift);
             if (attention.lost_range()) {
                 attention.find_largest(shift, block.tokens);
-                attention.accumulate(shift);
+                attention.template accumulate<true>(shift);
             }
             sync_warp();  // the queries have been read
             CK_UNROLL
@@ -208,7 +214,7 @@ mix_forward_kernel(ForwardArguments arguments) {
                 }
                 if (lane() % 4 == 0 && chunk.begin + row < chunk.end) {
                     block.logsumexp()[chunk.begin + row] =
-                        (shift[tile][r] + log2_approx(attention.total[tile][r])) *
+                        (shift[tile][r] * attention.scale + log2_approx(attention.total[tile][r])) *
                         0.6931471805599453f;  // ln(2)
                 }
             }
