@@ -76,7 +76,7 @@ workers=()
 python3 -c 'import xdist' 2>/dev/null && workers=(-n 4)
 run_tests gpu tests/ops tests/device -m gpu
 run_tests cuda tests/ops -m "not slow and not gpu" -k cuda "${workers[@]}"
-run_tests triton tests/ops -m "not slow and not gpu" -k "triton and not float16" "${workers[@]}"
+run_tests triton tests/ops -m "not slow and not gpu" -k "triton and (bfloat16 or not float)" "${workers[@]}"
 
 sanitizer=$(command -v compute-sanitizer || true)
 [ -n "$sanitizer" ] || sanitizer=$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")/compute-sanitizer

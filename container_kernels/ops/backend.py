@@ -9,6 +9,7 @@ A backend that is asked for, in any of these ways, serves or raises; it never fa
 table in `preference` says which ones to try; in the end "reference" serves.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -144,10 +145,13 @@ def _why_not_triton_on(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result
 def _why_not_cuda_on(device: torch.device) -> str | None:
-    reason = _why_not_gpu(device)
-    if reason is not None:
-        return reason
-    return _extension.cuda.why_not(torch.cuda.current_device() if device.index is None else device.index)
+    return _why_not_gpu(device) or _ask_why_not(torch.cuda.current_device() if device.index is None else device.index)
+
+
+# The module asks the driver, which no call of an op shall wait for but the first.
+@functools.cache
+def _ask_why_not(index: int) -> str | None:
+    return _extension.cuda.why_not(index)
 
 
 def _why_not_gpu(device: torch.device) -> str | None:

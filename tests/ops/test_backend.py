@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
 from container_kernels.ops import preference
+from container_kernels.ops import backend as backend_module
 from container_kernels.ops.backend import BACKENDS, choose, why_not_here
 from container_kernels.ops.context_aggregation.backends import why_not
 from container_kernels.testing import run_cuda_on_host
@@ -97,6 +98,7 @@ def gpu(monkeypatch):
     """torch describes a GPU, and the CUDA module has kernels; `gpu(capability, why_not)` says which."""
 
     def describe(capability=(9, 0), why_not=None):
+        backend_module._ask_why_not.cache_clear()
         # assume_constant_result asks torch only when it compiles.
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -105,7 +107,8 @@ def gpu(monkeypatch):
             _extension, "cuda", SimpleNamespace(why_not=lambda index: why_not and f"{index}: {why_not}")
         )
 
-    return describe
+    yield describe
+    backend_module._ask_why_not.cache_clear()
 
 
 @pytest.mark.parametrize(
