@@ -15,6 +15,7 @@ struct BatchSum {
     const float* partials;  // (images, columns), see partial_columns
     int64_t images, columns;
     int64_t heads;
+    int head_dim;
     int sums_per_channel;  // the taps and the bias
     float* alpha;
     float *local_weight, *local_bias;
@@ -40,9 +41,11 @@ sum_over_batch(const BatchSum arguments) {
         arguments.alpha[column] = static_cast<float>(sum);
         return;
     }
-    const int taps = arguments.sums_per_channel - 1;
-    const int64_t channel = (column - arguments.heads) / arguments.sums_per_channel;
-    const int tap = static_cast<int>((column - arguments.heads) % arguments.sums_per_channel);
+    const int taps = arguments.sums_per_channel - 1, head_dim = arguments.head_dim;
+    const int64_t row = (column - arguments.heads) / head_dim;  // of (heads, taps + 1)
+    const int tap = static_cast<int>(row % arguments.sums_per_channel);
+    const int64_t channel =
+        row / arguments.sums_per_channel * head_dim + (column - arguments.heads) % head_dim;
     if (tap < taps) {
         arguments.local_weight[channel * taps + tap] = static_cast<float>(sum);
     } else {
@@ -90,6 +93,7 @@ void mix_backward(const MixBackward& params, const LocalGradient& local, void* w
                        shape.batch,
                        columns,
                        shape.heads,
+                       shape.head_dim,
                        arguments.taps() + 1,
                        static_cast<float*>(params.grad_alpha),
                        static_cast<float*>(local.weight),

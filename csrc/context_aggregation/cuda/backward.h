@@ -14,8 +14,8 @@ namespace ck::cuda {
 struct BackwardArguments {
     MixBackward mix;
     LocalGradient local;  // null pointers: not wanted
-    // (batch, heads * (1 + head_dim * (taps + 1))): what an image adds to the gradients of alpha, then of the
-    // local weight and bias.
+    // (batch, heads + heads * (taps + 1) * head_dim): what an image adds to the gradients of alpha, then of
+    // the local weight and bias, with the channels next to each other as a warp has them.
     float* partials;
     // The widest access in bytes that every row of the inputs, or of the outputs, is aligned to.
     int input_access, output_access;

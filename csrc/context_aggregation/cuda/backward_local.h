@@ -22,7 +22,7 @@ struct LocalHead {
     T* out;                     // dv
     int64_t out_stride;
     int out_access;
-    float* partials;  // (head_dim, K * K + 1); null: not wanted
+    float* partials;  // (K * K + 1, head_dim); null: not wanted
 };
 
 namespace local {
@@ -80,10 +80,10 @@ CK_DEVICE void store_span(T* out, int64_t stride, const Float2 (&span)[kSpan], i
 }
 
 // Adds up what the warps hold for the same channels, in the order of the warps, and writes it to `partials`
-// (channels, columns). `room` is for Capacity floats of every warp.
+// (Count, channels), whose rows are `stride` apart. `room` is for Capacity floats of every warp.
 template <int D, int Capacity, int Count>
 CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, float* room, float* partials,
-                                 int columns) {
+                                 int stride) {
     constexpr int kChannels = Lanes<D>::kChannels, kPerRow = Lanes<D>::kPerRow;
     constexpr int kAtOnce = std::min(Capacity / kChannels, Count);
     static_assert(kAtOnce >= 1);
@@ -115,7 +115,7 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, fl
             for (int warp = 0; warp < block_size() / kWarpSize; ++warp) {
                 sum += room[warp * (kAtOnce * kChannels) + i];
             }
-            partials[channel * columns + begin + i / kChannels] = sum;
+            partials[(begin + i / kChannels) * stride + channel] = sum;
         }
     }
 }
@@ -157,10 +157,9 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
             }
         }
     }
-    constexpr int kColumns = K * K + 1;
     reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
-                                               head.partials + first_channel * kColumns + FirstRow * K,
-                                               kColumns);
+                                               head.partials + FirstRow * K * shape.head_dim + first_channel,
+                                               shape.head_dim);
     if constexpr (!kLast) weight_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
 }
 
