@@ -12,19 +12,28 @@
 //   CK_UNROLL                                        in front of a loop: unroll it
 //   CK_NO_UNROLL                                     never, where the compiler would and registers are short
 //
-//   launch<kernel<...>>(grid, threads, shared_bytes, stream, args...)   from host code; throws what goes
-//   wrong
+//   launch<kernel<...>>(grid, threads, shared_bytes, stream, args...)
+//       from host code; arguments become the types of the parameters; throws what goes wrong
 //
 //   thread_index() lane() warp() block_size() block_index() grid_size()
-//   sync_threads() sync_warp(mask)                                  barriers
-//   shuffle(value, lane) shuffle_xor shuffle_down, with mask        4-byte values, all lanes of mask take
-//   part atomic_add(address, value)                                      float, int32_t; returns the old
-//   value load<N>(address) store(address, vec)                            N elements at once, aligned to
-//   their size copy_async<bytes>(shared, global, valid) copy_async_commit() copy_async_wait<groups>()
-//   cp.async load_matrix<count>(registers, row) load_matrix_transposed<count> ldmatrix multiply_add<T>(d, a,
-//   b)                                        mma.sync m16n8k16, T bfloat16 or float16 exp2_approx
-//   log2_approx reciprocal                              of a float, a few units in the last place to_float
-//   from_float<T> unpack<T> pack<T>                        conversions, rounded to nearest even
+//   sync_threads() sync_warp(mask)
+//       barriers
+//   shuffle(value, lane) shuffle_xor shuffle_down, with mask
+//       4-byte values, all lanes of mask take part
+//   atomic_add(address, value)
+//       float, int32_t; returns the old value
+//   load<N>(address) store(address, vec)
+//       N elements at once, aligned to their size
+//   copy_async<bytes>(shared, global, valid) copy_async_commit() copy_async_wait<groups>()
+//       cp.async; the addresses are aligned, also where it is not valid and writes zeros
+//   load_matrix<count>(registers, row) load_matrix_transposed<count>
+//       ldmatrix
+//   multiply_add<T>(d, a, b)
+//       mma.sync m16n8k16, T bfloat16 or float16
+//   exp2_approx log2_approx reciprocal
+//       of a float, a few units in the last place
+//   to_float from_float<T> unpack<T> pack<T>
+//       conversions, rounded to nearest even
 //
 // The initial value of shared memory is undefined; on the host it is NaN.
 #pragma once
