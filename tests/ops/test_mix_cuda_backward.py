@@ -45,13 +45,14 @@ def check(inputs, qkv=None, relay=lambda grad_out: grad_out):
     eager = gradients(eager_context_aggregation, qkv, arguments, grad_out)
     with poisoned_outputs():
         actual = gradients(context_aggregation, qkv, arguments, relay(grad_out.to(qkv[2].dtype)), backend="cuda")
+    out = context_aggregation(*(t.double() for t in qkv), **exact_arguments, backend="reference")
+    terms = {"alpha": terms_of_alpha(qkv, exact_arguments["scale"], grad_out), "beta": grad_out.double() * out}
     for name in exact:
         if name in "qk" and qkv[0].shape[1] == 1:  # zero, the difference of two numbers as large as v's gradient
             noise = torch.finfo(torch.float32).eps * exact["v"].abs().max().item()
             assert actual[name].abs().max().item() <= 4 * noise, name
             continue
-        summed = terms_of_alpha(qkv, exact_arguments["scale"], grad_out) if name == "alpha" else None
-        assert_within_budget(f"gradient of {name}", actual[name], eager[name], exact[name], summed=summed)
+        assert_within_budget(f"gradient of {name}", actual[name], eager[name], exact[name], summed=terms.get(name))
 
 
 def terms_of_alpha(qkv, scale, grad_out):
