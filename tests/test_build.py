@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from scratch_tree import (
     COMPILER,
+    OUTSIDE,
     SUFFIX,
     build,
     compiled,
@@ -133,7 +134,7 @@ def test_a_changed_header_recompiles_what_includes_it(tree):
 def test_two_builds_at_a_time_wait_for_each_other(tree):
     command = [sys.executable, "setup.py", "build_ext"]
     both = [
-        subprocess.Popen([*command, f"--build-lib={lib}"], cwd=tree, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, f"--build-lib={lib}"], cwd=tree, env=OUTSIDE, stdout=subprocess.PIPE, text=True)
         for lib in ("first", "second")
     ]
     printed = [process.communicate()[0] for process in both]
