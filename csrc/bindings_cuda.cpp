@@ -101,8 +101,8 @@ size_t mix_forward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
 }
 
 size_t mix_backward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
-                                  const std::array<int, 4>& grid, bool local_gradient) {
-    return ck::cuda::mix_backward_shared_memory(mix_shape(sizes, grid, 1.0), element(dtype), local_gradient);
+                                  const std::array<int, 4>& grid) {
+    return ck::cuda::mix_backward_shared_memory(mix_shape(sizes, grid, 1.0), element(dtype));
 }
 
 int multiprocessor_count(int device) {

@@ -30,7 +30,7 @@
 //       ldmatrix
 //   multiply_add<T>(d, a, b)
 //       mma.sync m16n8k16, T bfloat16 or float16
-//   exp2_approx log2_approx reciprocal
+//   exp2_approx log2_approx
 //       of a float, a few units in the last place
 //   to_float from_float<T> unpack<T> pack<T>
 //       conversions, rounded to nearest even

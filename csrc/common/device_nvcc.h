@@ -165,7 +165,6 @@ CK_DEVICE float exp2_approx(float value) {
     return result;
 }
 CK_DEVICE float log2_approx(float value) { return __log2f(value); }
-CK_DEVICE float reciprocal(float value) { return __frcp_rn(value); }
 
 CK_DEVICE float to_float(BFloat16 value) { return __uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
 CK_DEVICE float to_float(Half value) {

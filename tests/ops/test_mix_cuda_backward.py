@@ -211,6 +211,6 @@ def test_more_keys_than_warps_are_refused(backend, dtype, head_dim, most):
     code = _extension.DTYPE_CODES[dtype]
 
     def needed(tokens):
-        return module.mix_backward_shared_memory(code, (1, tokens, 1, head_dim), (1, tokens, 7, 7), True)
+        return module.mix_backward_shared_memory(code, (1, tokens, 1, head_dim), (1, tokens, 7, 7))
 
     assert needed(most) < 1 << 18 < needed(most + 1)

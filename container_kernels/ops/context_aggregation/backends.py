@@ -54,6 +54,6 @@ def _ask_most_tokens(device: torch.device, dtype: torch.dtype, head_dim: int) ->
         more = tokens + 16
         sizes, grid = (1, more, 1, head_dim), (1, more, 7, 7)
         forward = module.mix_forward_shared_memory(code, sizes, grid)
-        if max(forward, module.mix_backward_shared_memory(code, sizes, grid, True)) > limit:
+        if max(forward, module.mix_backward_shared_memory(code, sizes, grid)) > limit:
             return tokens
         tokens = more

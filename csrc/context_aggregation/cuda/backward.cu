@@ -57,7 +57,7 @@ int element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace
 
-size_t mix_backward_shared_memory(const MixShape& shape, DType dtype, bool) {
+size_t mix_backward_shared_memory(const MixShape& shape, DType dtype) {
     return backward_shared_memory(shape, element_bytes(dtype));
 }
 

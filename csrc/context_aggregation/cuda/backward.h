@@ -31,11 +31,6 @@ constexpr int64_t partial_columns(const MixShape& shape, bool local_gradient) {
     return shape.heads * (1 + shape.head_dim * sums);
 }
 
-template <class F>
-constexpr F kLog2E = F(1.4426950408889634074);
-
-constexpr int kTile = 16;  // keys, or queries: the rows of mma.sync
-
 // How the keys of a head are given to the warps of a block. The sums of dk and dv of a warp's keys stay in
 // its registers: 64 of the 128 that 16 warps leave each other, or 128 of 255.
 struct KeySplit {

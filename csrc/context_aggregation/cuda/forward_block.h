@@ -50,7 +50,7 @@ struct ForwardBlock {
     CK_DEVICE float alpha() const { return static_cast<const float*>(arguments.mix.alpha)[head]; }
     // The scale of exponents to base 2.
     CK_DEVICE float scale() const {
-        return static_cast<float>(arguments.mix.shape.scale * 1.4426950408889634);  // log2(e)
+        return static_cast<float>(arguments.mix.shape.scale * kLog2E<double>);
     }
 
     template <int Pitch>

@@ -9,8 +9,6 @@ namespace ck::cuda {
 
 namespace {
 
-constexpr int kTile = 16;  // queries, or keys, of one step
-
 // Sums of probabilities from 1/2 (the shift's own is about 1) up to here lost nothing: no probability
 // overflowed T, and no product with a value below 1e29 overflowed float32.
 template <class T>

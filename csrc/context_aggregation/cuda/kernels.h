@@ -16,7 +16,7 @@ namespace ck::cuda {
 size_t mix_forward_shared_memory(const MixShape& shape, DType dtype);
 void mix_forward(const MixForward& params, DType dtype, Stream stream);
 
-size_t mix_backward_shared_memory(const MixShape& shape, DType dtype, bool local_gradient);
+size_t mix_backward_shared_memory(const MixShape& shape, DType dtype);
 size_t mix_backward_workspace(const MixShape& shape, DType dtype, bool local_gradient);
 // With `local` both of whose pointers are null, the gradients of the local weight and bias are not computed.
 void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,

@@ -7,6 +7,11 @@
 
 namespace ck::cuda {
 
+constexpr int kTile = 16;  // queries, or keys, of one step: the rows of mma.sync
+
+template <class F>
+constexpr F kLog2E = F(1.4426950408889634074);  // exponentials are of base 2
+
 // The channels of a head as they lie in shared memory; those from head_dim on are zeros.
 constexpr int padded_head_dim(int head_dim) { return head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128; }
 
