@@ -2,7 +2,7 @@
 """Networks that mix convolution and attention, fast: the CONTAINER block, its fused kernels and models.
 
     from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation   # layers
-    from container_kernels import context_aggregation, local_aggregation                 # their operations
+    from container_kernels import context_aggregation, local_aggregation, fused_mlp      # their operations
     timm.create_model("container_light")                                                 # models, after the import
 
 Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network", NeurIPS 2021, arXiv:2106.01401.
@@ -12,7 +12,9 @@ from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
 from .ops.backend import usable_backends, use_backend
 from .ops.context_aggregation import context_aggregation
+from .ops.fused_mlp import fused_mlp
 from .ops.local_aggregation import local_aggregation, local_aggregation_with_statistics
+from .ops.projection import projection, projection_with_statistics
 
 __version__ = "0.1.0"
 
@@ -21,9 +23,12 @@ __all__ = [
     "ContextAggregation",
     "LocalAggregation",
     "context_aggregation",
+    "fused_mlp",
     "local_aggregation",
     "local_aggregation_with_statistics",
     "models",
+    "projection",
+    "projection_with_statistics",
     "usable_backends",
     "use_backend",
 ]

@@ -5,8 +5,9 @@
     with use_backend("triton"): ...  a block of code
     CONTAINER_KERNELS_BACKEND=...    the process
 
-A backend that is asked for, in any of these ways, serves or raises; it never falls back. Without a request the
-table in `preference` says which ones to try; in the end "reference" serves.
+A backend that is asked for, in any of these ways, serves or raises; it never falls back. (Asking for "cuda" in a block
+of code or the process says nothing about ops that have no CUDA C++ kernel at all: what they are made of is their
+choice.) Without a request the table in `preference` says which ones to try; in the end "reference" serves.
 """
 
 import functools
@@ -65,7 +66,14 @@ def cuda_on_host():
         _cuda_on_host = previous
 
 
-def choose(op: str, requested: str | None, why_not: Callable[..., str | None], tensor: Tensor, *facts) -> str:
+def choose(
+    op: str,
+    requested: str | None,
+    why_not: Callable[..., str | None],
+    tensor: Tensor,
+    *facts,
+    compiled: tuple[str, ...] = tuple(DEVICE_TYPES),
+) -> str:
     """The backend that serves this call; under `torch.export` always "reference".
 
     An exported program must run without this package, so it gets plain PyTorch operators.
@@ -74,12 +82,16 @@ def choose(op: str, requested: str | None, why_not: Callable[..., str | None], t
         op: the name of the op's folder, for the table in `preference`.
         requested: the op's `backend=` argument.
         why_not: `why_not(name, tensor, *facts)` is None when backend `name` can serve, else the reason.
+        compiled: the op's backends beside "reference".
 
     Raises:
         ValueError: the requested name is not a backend.
         RuntimeError: the requested backend cannot serve this call.
     """
-    name = _known(requested, "backend") or _requested or _known(_env.value(_VARIABLE), _VARIABLE)
+    name = _known(requested, "backend")
+    if name is None:
+        name = _requested or _known(_env.value(_VARIABLE), _VARIABLE)
+        name = name if name == "reference" or name in compiled else None
     # What torch.compiler.is_exporting() returns; tracing that call, torch 2.11's compiler takes it for True always.
     if torch.compiler._is_exporting_flag:
         return "reference"

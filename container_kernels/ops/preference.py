@@ -60,12 +60,14 @@ ROWS = (
         "prediction: bound by multiplications, which TF32, where torch allows it, puts on tensor cores in triton only",
         dtypes=(torch.float32,),
     ),
+    Row("cuda", "fused_mlp", ("triton",), "the hidden layer stays on chip where that wins, cuBLAS where it does not"),
+    Row("cuda", "projection", ("triton",), "residual, drop-path and statistics in the product's own pass"),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
 )
 
 
 def order(op: str, tensor: Tensor) -> tuple[str, ...]:
-    """The backends to try for `op` on `tensor`: x (B, H, W, C) of "local_aggregation", v (B, N, M, D) of the mix."""
+    """The backends to try for `op` on `tensor`: v (B, N, M, D) of the mix, else x (B, …, C)."""
     for row in ROWS:
         if (
             row.device_type == tensor.device.type

@@ -49,3 +49,28 @@ def check_bias(name: str, bias, channels: int, like_name: str, like: Tensor) -> 
     check_tensor(name, bias, 1, "(C,)")
     check_shape(name, bias, (channels,), "(C,)")
     check_device(name, bias, like_name, like)
+
+
+def check_tokens(name: str, value) -> None:
+    """`value` is (B, …, C): at least a batch and channels."""
+    check_tensor(name, value, max(2, getattr(value, "ndim", 2)), "(B, …, C)")
+
+
+def check_matrix(
+    name: str, value, shape: tuple[int | None, int | None], shape_name: str, like_name: str, like: Tensor
+) -> None:
+    """`value` is a matrix of `shape`, where None stands for any size of at least 1."""
+    check_tensor(name, value, 2, shape_name)
+    if any(size < 1 if wanted is None else size != wanted for size, wanted in zip(value.shape, shape, strict=True)):
+        expected = tuple("any" if wanted is None else wanted for wanted in shape)
+        raise ValueError(f"{name}: expected {shape_name} = {expected}, got {tuple(value.shape)}".replace("'", ""))
+    check_device(name, value, like_name, like)
+
+
+def check_sample_scale(name: str, value, like_name: str, like: Tensor) -> None:
+    """`value` holds one number a sample, which nobody trains."""
+    check_tensor(name, value, 1, "(B,)")
+    check_shape(name, value, (like.shape[0],), "(B,)")
+    check_device(name, value, like_name, like)
+    if value.requires_grad:
+        raise ValueError(f"{name}: expected a tensor without gradient (a mask of drop-path), got requires_grad=True")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""`fused_mlp`: two linear layers with a GELU between, whose hidden layer stays on chip."""
+
+import torch
+from torch import Tensor
+
+from .. import autocast
+from ..backend import choose
+from ..tokens import as_tokens, zeros_for_bias
+from .autograd import mlp_forward
+from .backends import COMPILED, why_not
+from .reference import fused_mlp_reference
+from .validation import validate
+
+
+def fused_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    residual: bool = False,
+    sample_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The MLP of a transformer or CONTAINER block, channels last, with the exact (erf) GELU.
+
+        y[b] = sample_scale[b] · (gelu(x[b] w1ᵀ + b1) w2ᵀ + b2)  (+ x[b] with residual)
+
+    The hidden layer, `hidden / C` times as wide as x, is never written: the backward computes it again. Sums run in
+    float32 (float64 for float64); the hidden layer is rounded to the dtype of `x`, as by two linear layers.
+
+    Args:
+        x: (B, …, C), channels last: (B, H, W, C) of an image, (B, N, C) of tokens; float32, bfloat16, float16 or
+            float64.
+        w1, w2: (hidden, C) and (C_out, hidden), as in `nn.Linear`; any floating dtype, used in that of `x`.
+        b1, b2: (hidden,) and (C_out,), or None; any floating dtype, used in the accumulation dtype.
+        residual: add `x`; then C_out must be C.
+        sample_scale: (B,), a factor of each sample's branch: stochastic depth's mask. Without gradient.
+        backend: "triton", "cpu", "reference", or None for the fastest that serves.
+
+    Returns:
+        (B, …, C_out), contiguous, dtype of `x` (of autocast, when that is on).
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: an argument is not a floating-point tensor.
+        RuntimeError: the backend asked for cannot serve this call; the message says why.
+    """
+    validate(x, w1, b1, w2, b2, residual, sample_scale)
+    if autocast.is_active(x):
+        device_type = x.device.type
+        with torch.autocast(device_type, enabled=False):
+            x = autocast.cast(x, device_type)
+            return fused_mlp(x, w1, b1, w2, b2, residual=residual, sample_scale=sample_scale, backend=backend)
+    chosen = choose("fused_mlp", backend, why_not, x, compiled=COMPILED)
+    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
+    if chosen == "reference":
+        return fused_mlp_reference(x, w1, b1, w2, b2, residual, sample_scale)
+    b1, b2 = zeros_for_bias(b1, x, w1.shape[0]), zeros_for_bias(b2, x, w2.shape[0])
+    sample_scale = None if sample_scale is None else sample_scale.to(b1.dtype)
+    out = mlp_forward(chosen, as_tokens(x), w1, b1, w2, b2, sample_scale, residual)
+    return out.view(*x.shape[:-1], w2.shape[0])

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: MIT
+"""The definition of the MLP in plain PyTorch: any dtype, differentiable any number of times."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..library import accumulation_dtype
+from ..tokens import scaled_samples
+
+
+def fused_mlp_reference(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    residual: bool,
+    sample_scale: Tensor | None,
+) -> Tensor:
+    """y = sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2)  (+ x)."""
+    dtype = accumulation_dtype(x.dtype)
+    wide, w1, b1, w2, b2 = (None if t is None else t.to(dtype) for t in (x, w1, b1, w2, b2))
+    y = scaled_samples(F.linear(F.gelu(F.linear(wide, w1, b1)), w2, b2), sample_scale)
+    return (y + wide if residual else y).to(x.dtype)

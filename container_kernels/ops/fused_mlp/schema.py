@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""The operators behind the fused MLP: definition, output allocation, one kernel and one fake for each backend.
+
+    mlp_fwd_<backend>(x, w1, b1, w2, b2, sample_scale?, residual) -> out (B, T, C_out)
+    mlp_bwd_<backend>(grad_out, x, w1, b1, w2, sample_scale?, residual)
+        -> grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+
+x (B, T, C), w1 (hidden, C), w2 (C_out, hidden), grad_out and out have one dtype, and so have the gradients of x, w1 and
+w2; the biases, their gradients and sample_scale (B,) are in the accumulation dtype. No tensor of the hidden layer goes
+from forward to backward.
+"""
+
+from importlib import import_module
+
+from torch import Tensor
+
+from ..backend import DEVICE_TYPES
+from ..library import accumulation_dtype, define, new_empty
+from .backends import COMPILED
+
+
+def _forward_outputs(x: Tensor, w2: Tensor) -> Tensor:
+    return new_empty(x, (*x.shape[:-1], w2.shape[0]))
+
+
+def _backward_outputs(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
+    dtype = accumulation_dtype(x.dtype)
+    grad_b1, grad_b2 = new_empty(x, (w1.shape[0],), dtype), new_empty(x, (w2.shape[0],), dtype)
+    grad_x, grad_w1, grad_w2 = (new_empty(t, tuple(t.shape)) for t in (x, w1, w2))
+    return grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+
+
+def _register(backend: str) -> None:
+    def kernels():
+        return import_module(f"{__package__}.{backend}")
+
+    def forward(x, w1, b1, w2, b2, sample_scale, residual):
+        out = _forward_outputs(x, w2)
+        if out.numel():
+            sample_scale = None if sample_scale is None else sample_scale.contiguous()
+            x, w1, b1, w2, b2 = (t.contiguous() for t in (x, w1, b1, w2, b2))
+            kernels().forward(x, w1, b1, w2, b2, sample_scale, residual, out=out)
+        return out
+
+    def backward(grad_out, x, w1, b1, w2, sample_scale, residual):
+        outputs = grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = _backward_outputs(x, w1, w2)
+        if x.numel():
+            sample_scale = None if sample_scale is None else sample_scale.contiguous()
+            grad_out, x, w1, b1, w2 = (t.contiguous() for t in (grad_out, x, w1, b1, w2))
+            kernels().backward(
+                grad_out, x, w1, b1, w2, sample_scale, residual,
+                grad_x=grad_x, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2, grad_b2=grad_b2,
+            )  # fmt: skip
+        else:
+            for grad in outputs:
+                grad.zero_()
+        return outputs
+
+    define(
+        f"mlp_fwd_{backend}(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? sample_scale, "
+        "bool residual) -> Tensor",
+        forward,
+        lambda x, w1, b1, w2, *rest: _forward_outputs(x, w2),
+        DEVICE_TYPES[backend],
+    )
+    define(
+        f"mlp_bwd_{backend}(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor? sample_scale, "
+        "bool residual) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        backward,
+        lambda grad_out, x, w1, b1, w2, *rest: _backward_outputs(x, w1, w2),
+        DEVICE_TYPES[backend],
+    )
+
+
+for _backend in COMPILED:
+    _register(_backend)

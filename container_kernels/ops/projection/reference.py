@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""The definition of the projection in plain PyTorch: any dtype, differentiable any number of times."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..library import accumulation_dtype
+from ..tokens import scaled_samples
+
+
+def projection_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, sample_scale: Tensor | None
+) -> Tensor:
+    """y = sample_scale · (x weightᵀ + bias)  (+ residual)."""
+    dtype = accumulation_dtype(x.dtype)
+    bias = None if bias is None else bias.to(dtype)
+    y = scaled_samples(F.linear(x.to(dtype), weight.to(dtype), bias), sample_scale)
+    return (y if residual is None else y + residual.to(dtype)).to(x.dtype)
+
+
+def projection_with_statistics_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, sample_scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y as above, rounded to the dtype of x; of this y: Σ y and Σ y² by channel, accumulation dtype."""
+    out = projection_reference(x, weight, bias, residual, sample_scale)
+    rows = out.to(accumulation_dtype(x.dtype)).flatten(0, -2)
+    return out, rows.sum(0), rows.square().sum(0)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The operators behind the projection: definition, output allocation, one kernel and one fake for each backend.
+
+    proj_fwd_<backend>(x, weight, bias, residual?, sample_scale?) -> out (B, T, C_out)
+    proj_fwd_stats_<backend>(x, weight, bias, residual?, sample_scale?) -> out, channel_sum, channel_square_sum of out
+    proj_bwd_<backend>(grad_out, x, weight, sample_scale?) -> grad_x, grad_weight, grad_bias
+
+x (B, T, C), weight (C_out, C), residual and grad_out (B, T, C_out) have one dtype, and so have the gradients of x and
+weight; bias, its gradient, the statistics (C_out,) and sample_scale (B,) are in the accumulation dtype.
+"""
+
+from importlib import import_module
+
+from torch import Tensor
+
+from ..backend import DEVICE_TYPES
+from ..library import accumulation_dtype, define, new_empty
+from .backends import COMPILED
+
+
+def _forward_outputs(x: Tensor, weight: Tensor) -> Tensor:
+    return new_empty(x, (*x.shape[:-1], weight.shape[0]))
+
+
+def _forward_with_statistics_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (new_empty(x, (weight.shape[0],), accumulation_dtype(x.dtype)) for _ in range(2))
+    return _forward_outputs(x, weight), *statistics
+
+
+def _backward_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_bias = new_empty(x, (weight.shape[0],), accumulation_dtype(x.dtype))
+    return new_empty(x, tuple(x.shape)), new_empty(weight, tuple(weight.shape)), grad_bias
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _register(backend: str) -> None:
+    def kernels():
+        return import_module(f"{__package__}.{backend}")
+
+    def forward(x, weight, bias, residual, sample_scale):
+        out = _forward_outputs(x, weight)
+        if out.numel():
+            kernels().forward(*map(_contiguous, (x, weight, bias, residual, sample_scale)), out=out)
+        return out
+
+    def forward_with_statistics(x, weight, bias, residual, sample_scale):
+        out, channel_sum, channel_square_sum = _forward_with_statistics_outputs(x, weight)
+        if out.numel():
+            kernels().forward_with_statistics(
+                *map(_contiguous, (x, weight, bias, residual, sample_scale)),
+                out=out, channel_sum=channel_sum, channel_square_sum=channel_square_sum,
+            )  # fmt: skip
+            return out, channel_sum, channel_square_sum
+        return out, channel_sum.zero_(), channel_square_sum.zero_()
+
+    def backward(grad_out, x, weight, sample_scale):
+        outputs = grad_x, grad_weight, grad_bias = _backward_outputs(x, weight)
+        if x.numel():
+            kernels().backward(
+                *map(_contiguous, (grad_out, x, weight, sample_scale)),
+                grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias,
+            )  # fmt: skip
+        else:
+            for grad in outputs:
+                grad.zero_()
+        return outputs
+
+    arguments = "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? sample_scale)"
+    device_types = DEVICE_TYPES[backend]
+    define(
+        f"proj_fwd_{backend}{arguments} -> Tensor",
+        forward,
+        lambda x, weight, *rest: _forward_outputs(x, weight),
+        device_types,
+    )
+    define(
+        f"proj_fwd_stats_{backend}{arguments} -> (Tensor, Tensor, Tensor)",
+        forward_with_statistics,
+        lambda x, weight, *rest: _forward_with_statistics_outputs(x, weight),
+        device_types,
+    )
+    define(
+        f"proj_bwd_{backend}(Tensor grad_out, Tensor x, Tensor weight, Tensor? sample_scale) "
+        "-> (Tensor, Tensor, Tensor)",
+        backward,
+        lambda grad_out, x, weight, sample_scale: _backward_outputs(x, weight),
+        device_types,
+    )
+
+
+for _backend in COMPILED:
+    _register(_backend)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""Ops that work on each pixel alone see any (B, …, C) tensor as B samples of T tokens."""
+
+import torch
+from torch import Tensor
+
+from .library import accumulation_dtype
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """(B, …, C) as contiguous (B, T, C): a view, unless the strides need a copy."""
+    return (x.unsqueeze(1) if x.ndim == 2 else x.flatten(1, -2)).contiguous()
+
+
+def scaled_samples(branch: Tensor, sample_scale: Tensor | None) -> Tensor:
+    """sample_scale[b] · branch[b] of a (B, …, C) branch; the branch itself without a scale."""
+    if sample_scale is None:
+        return branch
+    return branch * sample_scale.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
+
+
+def gradient_through_statistics(out: Tensor, grad_out: Tensor, grad_sum: Tensor, grad_square_sum: Tensor) -> Tensor:
+    """What reaches `out` (…, C) of which Σ out and Σ out² by channel were taken too, in the dtype of `out`.
+
+        grad_out + grad_sum + 2 · out · grad_square_sum
+
+    Rounded once, after the sum: the statistics' share is small beside grad_out and would round away.
+    """
+    return (torch.addcmul(grad_sum, out, grad_square_sum, value=2) + grad_out).to(out.dtype)
+
+
+def zeros_for_bias(bias: Tensor | None, like: Tensor, channels: int) -> Tensor:
+    """The (C,) bias in the accumulation dtype of `like`; zeros for None, so that kernels always have one."""
+    dtype = accumulation_dtype(like.dtype)
+    return like.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
