@@ -60,8 +60,8 @@ ROWS = (
         "prediction: bound by multiplications, which TF32, where torch allows it, puts on tensor cores in triton only",
         dtypes=(torch.float32,),
     ),
-    Row("cuda", "fused_mlp", ("triton",), "the hidden layer stays on chip where that wins, cuBLAS where it does not"),
-    Row("cuda", "projection", ("triton",), "residual, drop-path and statistics in the product's own pass"),
+    Row("cuda", "fused_mlp", ("triton",), "prediction: the hidden layer stays on chip where that wins"),
+    Row("cuda", "projection", ("triton",), "prediction: bound by memory, and residual and statistics cost no pass"),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
 )
 
