@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: MIT
 """The CONTAINER block."""
 
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 
 from .context_aggregation import ContextAggregation, Mixing, Static
+from .folding import Statistics, affine_of, is_foldable, needs_statistics
 from .local_aggregation import LocalAggregation
+from .plain import is_plain, is_sample_scale, sample_scale
 from .pointwise import PointwiseMlp
 from .validation import check_probability
 
 
+@register_notrace_module  # torch.fx keeps the block whole
 class ContainerBlock(nn.Module):
     """Position embedding, context aggregation and MLP, each with a residual.
 
         x = x + depthwise3x3(x)
         x = x + drop_path(aggregation(norm1(x)))
         x = x + drop_path(mlp(norm2(x)))
+
+    in five passes over the image: batch norms are folded into the projections after them, with statistics from the pass
+    that wrote their input, and residuals and drop-path are part of the pass that ends a branch. A layer that was
+    exchanged or hooked, or a norm of an unknown kind, is called as it is.
 
     Args:
         dim: channels C.
@@ -78,6 +85,34 @@ class ContainerBlock(nn.Module):
         self.mlp = PointwiseMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pos_embed(x)
-        x = x + self.drop_path(self.aggregation(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x, statistics = self._embed_position(x)
+        x, statistics = self._aggregate(x, statistics)
+        return self._transform(x, statistics)
+
+    def _embed_position(self, x: Tensor) -> tuple[Tensor, Statistics | None]:
+        """The sum with the position embedding, and its statistics where norm1 needs and the layer gives them."""
+        if needs_statistics(self.norm1) and is_plain(self.pos_embed, LocalAggregation):
+            return self.pos_embed.with_statistics(x)
+        return self.pos_embed(x), None
+
+    def _aggregate(self, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics | None]:
+        """x + drop_path(aggregation(norm1(x))), and its statistics where norm2 needs them."""
+        layer, drop_path = self.aggregation, self.drop_path
+        if not (is_plain(layer, ContextAggregation) and layer.is_fusible() and is_sample_scale(drop_path)):
+            return x + drop_path(layer(self.norm1(x))), None
+        branch, norm = x, None
+        if is_foldable(self.norm1, statistics):
+            norm = affine_of(self.norm1, statistics)
+        else:
+            branch = self.norm1(x)
+        scale, with_statistics = sample_scale(drop_path, x), needs_statistics(self.norm2)
+        return layer.fused(branch, norm, residual=x, sample_scale=scale, with_statistics=with_statistics)
+
+    def _transform(self, x: Tensor, statistics: Statistics | None) -> Tensor:
+        """x + drop_path(mlp(norm2(x)))."""
+        layer, drop_path = self.mlp, self.drop_path
+        fusible = is_plain(layer, PointwiseMlp) and layer.is_fusible() and is_sample_scale(drop_path)
+        if not (fusible and is_foldable(self.norm2, statistics)):
+            return x + drop_path(layer(self.norm2(x)))
+        norm = affine_of(self.norm2, statistics)
+        return layer.fused(x, norm, residual=True, sample_scale=sample_scale(drop_path, x))

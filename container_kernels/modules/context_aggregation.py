@@ -8,8 +8,12 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation
+from ..ops.projection import projection, projection_with_statistics
+from .folding import Affine, Statistics
 from .initialization import init_local
+from .plain import is_inactive, is_plain
 from .pointwise import Pointwise
 from .validation import check_image, check_kernel_size, check_probability
 
@@ -120,16 +124,48 @@ class ContextAggregation(nn.Module):
         return 1.0, 1.0
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        y = self._aggregate(self.in_proj(x).permute(0, 2, 3, 1))
+        return self.proj_drop(self.out_proj(y.permute(0, 3, 1, 2)))
+
+    def is_fusible(self) -> bool:
+        """Whether `fused` computes what the layers would, one after the other."""
+        return is_plain(self.in_proj, Pointwise) and is_plain(self.out_proj, Pointwise) and is_inactive(self.proj_drop)
+
+    def fused(
+        self,
+        x: Tensor,
+        norm: Affine | None = None,
+        *,
+        residual: Tensor | None = None,
+        sample_scale: Tensor | None = None,
+        with_statistics: bool = False,
+    ) -> tuple[Tensor, Statistics | None]:
+        """sample_scale · aggregation(norm(x)) (+ residual), and the statistics of that if wanted."""
+        self._check(x)
+        x = x.permute(0, 2, 3, 1)
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        if norm is not None:
+            weight, bias = norm.fold_into(weight, bias, activation_dtype(x))
+        y = self._aggregate(projection(x, weight, bias))
+        residual = None if residual is None else residual.permute(0, 2, 3, 1)
+        arguments = (y, self.out_proj.weight, self.out_proj.bias)
+        if with_statistics:
+            y, *sums = projection_with_statistics(*arguments, residual=residual, sample_scale=sample_scale)
+            return y.permute(0, 3, 1, 2), Statistics(*sums, count=y[..., 0].numel())
+        return projection(*arguments, residual=residual, sample_scale=sample_scale).permute(0, 3, 1, 2), None
+
+    def _check(self, x: Tensor) -> None:
         check_image(x, self.dim)
-        batch, channels, height, width = x.shape
-        if self.grid_size is not None and self.grid_size != (height, width):
-            raise ValueError(
-                f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {(height, width)}"
-            )
-        # Channels lie last in memory: no copies from here to the end.
-        packed = self.in_proj(x).permute(0, 2, 3, 1)
-        packed = packed.reshape(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
-        q, k, v = packed.unbind(2) if self.dynamic else (None, None, packed[:, :, 0])
+        grid_size = tuple(x.shape[-2:])
+        if self.grid_size is not None and self.grid_size != grid_size:
+            raise ValueError(f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {grid_size}")
+
+    def _aggregate(self, packed: Tensor) -> Tensor:
+        """Packed projections (B, H, W, 3C), or values (B, H, W, C), to (B, H, W, C), without copies."""
+        batch, height, width, _ = packed.shape
+        heads = packed.reshape(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
+        q, k, v = heads.unbind(2) if self.dynamic else (None, None, heads[:, :, 0])
         alpha, beta = self.mixing_weights()
         y = context_aggregation(
             q,
@@ -142,8 +178,7 @@ class ContextAggregation(nn.Module):
             affinity=self.affinity,
             grid_size=(height, width),
         )
-        y = y.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return self.proj_drop(self.out_proj(y))
+        return y.view(batch, height, width, self.dim)
 
     def extra_repr(self) -> str:
         parts = [f"num_heads={self.num_heads}", f"dynamic={self.dynamic}", f"static={self.static!r}"]

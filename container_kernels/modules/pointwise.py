@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Layers that work on each pixel alone: the projection and the MLP."""
 
-import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+
+from ..ops.autocast import activation_dtype
+from ..ops.fused_mlp import fused_mlp
+from ..ops.projection import projection
+from .folding import Affine
+from .plain import is_inactive, is_plain
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
@@ -16,17 +20,14 @@ class Pointwise(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and x.dtype != torch.float64:
-            # The convolution library has the faster matrix product on many CPUs (twice as fast on AMD's); it has
-            # none in float64.
-            x = x.contiguous(memory_format=torch.channels_last)
-            y = F.conv2d(x, self.weight[:, :, None, None], self.bias)
-            return y.contiguous(memory_format=torch.channels_last)  # it is, but for images of one channel
-        return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        return projection(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
+@register_notrace_module
 class PointwiseMlp(nn.Module):
     """Two pointwise layers with an activation between; dropout after each.
+
+    Where the activation is the exact GELU and nothing is dropped, that is one operation: `fused_mlp`.
 
     Shape: (B, dim, H, W) to (B, dim, H, W).
     """
@@ -48,5 +49,29 @@ class PointwiseMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_fusible():
+            return self.fused(x)
         x = self.drop1(self.act(self.fc1(x)))
         return self.drop2(self.fc2(x))
+
+    def is_fusible(self) -> bool:
+        """Whether `fused` computes what the layers would, one after the other."""
+        return (
+            is_plain(self.fc1, Pointwise)
+            and is_plain(self.fc2, Pointwise)
+            and is_plain(self.act, nn.GELU)
+            and self.act.approximate == "none"
+            and is_inactive(self.drop1)
+            and is_inactive(self.drop2)
+        )
+
+    def fused(
+        self, x: Tensor, norm: Affine | None = None, *, residual: bool = False, sample_scale: Tensor | None = None
+    ) -> Tensor:
+        """sample_scale · mlp(norm(x)) (+ x), where the layer `is_fusible`."""
+        x = x.permute(0, 2, 3, 1)
+        w1, b1 = self.fc1.weight, self.fc1.bias
+        if norm is not None:
+            w1, b1 = norm.fold_into(w1, b1, activation_dtype(x))
+        y = fused_mlp(x, w1, b1, self.fc2.weight, self.fc2.bias, residual=residual, sample_scale=sample_scale)
+        return y.permute(0, 3, 1, 2)

@@ -21,3 +21,10 @@ def cast(tensor: Tensor | None, device_type: str) -> Tensor | None:
     if tensor is None or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))
+
+
+def activation_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which an op computes with `x`: its own, or what autocast makes of it."""
+    if not is_active(x) or x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)

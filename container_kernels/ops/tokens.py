@@ -13,10 +13,12 @@ def as_tokens(x: Tensor) -> Tensor:
 
 
 def scaled_samples(branch: Tensor, sample_scale: Tensor | None) -> Tensor:
-    """sample_scale[b] · branch[b] of a (B, …, C) branch; the branch itself without a scale."""
+    """sample_scale[b] · branch[b] of a (B, …, C) branch, in its dtype; the branch itself without a scale."""
     if sample_scale is None:
         return branch
-    return branch * sample_scale.to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
+    # A factor that was rounded to the branch's dtype would be wrong in the same direction for the whole sample.
+    factors = sample_scale.to(accumulation_dtype(branch.dtype)).view(-1, *[1] * (branch.ndim - 1))
+    return (branch * factors).to(branch.dtype)
 
 
 def gradient_through_statistics(out: Tensor, grad_out: Tensor, grad_sum: Tensor, grad_square_sum: Tensor) -> Tensor:

@@ -44,16 +44,19 @@ def check_window(name: str, weight, channels: int, like_name: str, like: Tensor)
     check_device(name, weight, like_name, like)
 
 
-def check_bias(name: str, bias, channels: int, like_name: str, like: Tensor) -> None:
+def check_bias(name: str, bias, channels: int, like_name: str, like: Tensor, shape_name: str = "(C,)") -> None:
     """`bias` holds one number for each of `channels` channels."""
-    check_tensor(name, bias, 1, "(C,)")
-    check_shape(name, bias, (channels,), "(C,)")
+    check_tensor(name, bias, 1, shape_name)
+    check_shape(name, bias, (channels,), shape_name)
     check_device(name, bias, like_name, like)
 
 
 def check_tokens(name: str, value) -> None:
-    """`value` is (B, …, C): at least a batch and channels."""
-    check_tensor(name, value, max(2, getattr(value, "ndim", 2)), "(B, …, C)")
+    """`value` is (B, …, C): at least a batch, and at least one channel."""
+    shape_name = "(B, …, C)"
+    check_tensor(name, value, getattr(value, "ndim", 2), shape_name)
+    if value.ndim < 2 or value.shape[-1] < 1:
+        raise ValueError(f"{name}: expected {shape_name} with C ≥ 1, got {tuple(value.shape)}")
 
 
 def check_matrix(
@@ -62,8 +65,8 @@ def check_matrix(
     """`value` is a matrix of `shape`, where None stands for any size of at least 1."""
     check_tensor(name, value, 2, shape_name)
     if any(size < 1 if wanted is None else size != wanted for size, wanted in zip(value.shape, shape, strict=True)):
-        expected = tuple("any" if wanted is None else wanted for wanted in shape)
-        raise ValueError(f"{name}: expected {shape_name} = {expected}, got {tuple(value.shape)}".replace("'", ""))
+        expected = ", ".join("≥ 1" if wanted is None else str(wanted) for wanted in shape)
+        raise ValueError(f"{name}: expected {shape_name} = ({expected}), got {tuple(value.shape)}")
     check_device(name, value, like_name, like)
 
 

@@ -4,7 +4,7 @@
 from ..ops.library import poisoned_outputs
 from .budget import assert_within_budget
 from .cuda_host import run_cuda_on_host
-from .eager import eager_context_aggregation, eager_local_aggregation
+from .eager import eager_context_aggregation, eager_fused_mlp, eager_local_aggregation, eager_projection
 from .inputs import MixCase, MixInputs
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "MixInputs",
     "assert_within_budget",
     "eager_context_aggregation",
+    "eager_fused_mlp",
     "eager_local_aggregation",
+    "eager_projection",
     "poisoned_outputs",
     "run_cuda_on_host",
 ]

@@ -50,5 +50,35 @@ def eager_local_aggregation(x: Tensor, weight: Tensor, bias: Tensor | None = Non
     return (out + image if residual else out).permute(0, 2, 3, 1)
 
 
+def eager_fused_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    residual: bool = False,
+    sample_scale: Tensor | None = None,
+) -> Tensor:
+    """`fused_mlp` by two `linear` with `gelu` between, in one dtype."""
+    out = eager_projection(F.gelu(eager_projection(x, w1, b1)), w2, b2, sample_scale=sample_scale)
+    return x + out if residual else out
+
+
+def eager_projection(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    sample_scale: Tensor | None = None,
+) -> Tensor:
+    """`projection` by `linear`, a product with the mask and a sum, in one dtype."""
+    out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    if sample_scale is not None:
+        out = out * sample_scale.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return out if residual is None else residual.to(x.dtype) + out
+
+
 def _per_head(factor: Tensor | float, v: Tensor) -> Tensor | float:
     return factor if isinstance(factor, float | int) else factor.to(v.dtype).reshape(-1, 1, 1)

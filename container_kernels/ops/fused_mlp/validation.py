@@ -6,12 +6,19 @@ from ..validation import check_bias, check_matrix, check_sample_scale, check_tok
 
 def validate(x, w1, b1, w2, b2, residual, sample_scale) -> None:
     check_tokens("x", x)
+    # What `projection` takes by this name is a tensor, whose truth value would be an obscure error or, worse, an answer.
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual: expected True (add x) or False, got {type(residual).__name__}")
     channels = x.shape[-1]
     check_matrix("w1", w1, (None, channels), "(hidden, C)", "x", x)
     hidden = w1.shape[0]
-    check_matrix("w2", w2, (channels if residual else None, hidden), "(C_out, hidden)", "x", x)
-    for name, bias, size in (("b1", b1, hidden), ("b2", b2, w2.shape[0])):
-        if bias is not None:
-            check_bias(name, bias, size, "x", x)
+    if residual:
+        check_matrix("w2", w2, (channels, hidden), "(C, hidden)", "x", x)
+    else:
+        check_matrix("w2", w2, (None, hidden), "(C_out, hidden)", "x", x)
+    if b1 is not None:
+        check_bias("b1", b1, hidden, "x", x, "(hidden,)")
+    if b2 is not None:
+        check_bias("b2", b2, w2.shape[0], "x", x, "(C_out,)")
     if sample_scale is not None:
         check_sample_scale("sample_scale", sample_scale, "x", x)

@@ -17,7 +17,7 @@ def validate(x, weight, bias, residual, sample_scale) -> None:
     check_matrix("weight", weight, (None, x.shape[-1]), "(C_out, C)", "x", x)
     out_channels = weight.shape[0]
     if bias is not None:
-        check_bias("bias", bias, out_channels, "x", x)
+        check_bias("bias", bias, out_channels, "x", x, "(C_out,)")
     if residual is not None:
         check_tensor("residual", residual, x.ndim, "(B, …, C_out)")
         check_shape("residual", residual, (*x.shape[:-1], out_channels), "(B, …, C_out)")
