@@ -1,4 +1,4 @@
-"""DDP and FSDP2, two gloo processes: the gradients are those of one process with the whole batch."""
+"""DDP, FSDP2, synchronized norms, two gloo processes: gradients and statistics are those of one with the whole batch."""
 
 import pytest
 import torch
@@ -13,8 +13,10 @@ from container_kernels import ContainerBlock
 WORLD = 2
 
 
-def make_block():
+def make_block(wrapper):
     torch.manual_seed(0)
+    if wrapper == "synchronized":
+        return ContainerBlock(16, 2)
     # A norm within each sample, so that splitting the batch changes nothing.
     return ContainerBlock(16, 2, norm_layer=lambda dim: nn.GroupNorm(4, dim))
 
@@ -29,20 +31,27 @@ def check_rank(rank, wrapper, store):
     try:
         torch.manual_seed(1)
         x = torch.randn(4, 16, 5, 3)
-        expected = gradients(whole := make_block(), list(whole.named_parameters()), x)
-        block = make_block()
+        expected = gradients(whole := make_block(wrapper), list(whole.named_parameters()), x)
+        block = make_block(wrapper)
         if wrapper == "ddp":
             parallel = DistributedDataParallel(block)
+        elif wrapper == "synchronized":
+            # DistributedDataParallel wants GPUs for such norms; what it does to the gradients is done below.
+            parallel = block = nn.SyncBatchNorm.convert_sync_batchnorm(block)
         else:
             parallel = fully_shard(block, mesh=dist.init_device_mesh("cpu", (WORLD,)))
         grads = gradients(parallel, list(block.named_parameters()), x.chunk(WORLD)[rank])
         for name, grad in grads.items():
+            if wrapper == "synchronized":
+                dist.all_reduce(grad)
+                grad /= WORLD
             full = grad.full_tensor() if wrapper == "fsdp2" else grad
             torch.testing.assert_close(full, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(dict(block.named_buffers()), dict(whole.named_buffers()))
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2", "synchronized"])
 def test_gradients_are_those_of_the_whole_batch(wrapper, tmp_path):
     mp.spawn(check_rank, args=(wrapper, tmp_path / "store"), nprocs=WORLD)
