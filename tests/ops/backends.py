@@ -7,6 +7,8 @@ they run on this machine's processor (conftest.py), also beside a GPU.
 import torch
 
 from container_kernels import usable_backends
+from container_kernels.ops.fused_mlp.backends import COMPILED as FUSED_MLP
+from container_kernels.ops.projection.backends import COMPILED as FUSED_PROJECTION
 from container_kernels.testing import MixCase
 
 GPU = torch.cuda.is_available()
@@ -23,6 +25,10 @@ FUSED = ("cpu", "triton", "cuda")
 ALL = tuple(DEVICES)
 # Those that have a dense affinity beside the dynamic term.
 DENSE = ("reference", "cpu", "triton")
+
+# Those of the ops that work on each token alone.
+MLP = ("reference", *FUSED_MLP)
+PROJECTION = ("reference", *FUSED_PROJECTION)
 
 # The kernels' dtypes; those for GPUs have no float64.
 DTYPES = {

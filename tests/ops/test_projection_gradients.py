@@ -1,0 +1,112 @@
+"""The projection's gradients one by one, what they keep, and those of higher order."""
+
+from functools import partial
+
+import pytest
+import torch
+from backends import DEVICES, DTYPES, FUSED_PROJECTION, PROJECTION, dtype_name
+from test_projection import Case, make, run
+
+from container_kernels import projection, projection_with_statistics
+from container_kernels.testing import assert_within_budget, eager_projection
+
+
+@pytest.mark.parametrize("backend", FUSED_PROJECTION)
+def test_gradients_of_each_result_alone(backend):
+    """What is not used adds nothing, whether it is y or a statistic."""
+    leaves, mask = make(Case((3, 9), 20, 37, residual=True, scaled=True), torch.float32, DEVICES[backend])
+    wanted = list(leaves.values())
+    results = projection_with_statistics(**leaves, sample_scale=mask, backend=backend)
+    expected = projection_with_statistics(**leaves, sample_scale=mask, backend="reference")
+    for actual, other in zip(results, expected, strict=True):
+        torch.testing.assert_close(
+            torch.autograd.grad(actual.square().mean(), wanted, retain_graph=True),
+            torch.autograd.grad(other.square().mean(), wanted, retain_graph=True),
+            rtol=1e-4,
+            atol=1e-3,
+        )
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "residual"])
+@pytest.mark.parametrize("function", [projection, projection_with_statistics], ids=["", "statistics"])
+@pytest.mark.parametrize("backend", FUSED_PROJECTION)
+def test_one_gradient_at_a_time(backend, function, wanted):
+    """A leaf that is frozen gets none, and changes nothing for the one that is not."""
+    leaves, mask = make(Case((2, 9), 20, 37, residual=True, scaled=True), torch.float32, DEVICES[backend])
+    _, together = run(function, leaves, sample_scale=mask, backend=backend)
+    alone = {name: t if name == wanted else t.detach() for name, t in leaves.items()}
+    _, grads = run(function, alone, sample_scale=mask, backend=backend)
+    assert list(grads) == [wanted]
+    torch.testing.assert_close(grads[wanted], together[wanted])
+
+
+@pytest.mark.parametrize("backend", FUSED_PROJECTION)
+def test_what_is_kept_for_backward(backend):
+    leaves, mask = make(Case((2, 50), 8, 64, residual=True, scaled=True), torch.float32, DEVICES[backend])
+    inputs = leaves["x"].numel() + leaves["weight"].numel() + mask.numel()
+    for function, expected in ((projection, inputs), (projection_with_statistics, inputs + 2 * 50 * 64)):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            function(**leaves, sample_scale=mask, backend=backend)
+        assert sum(saved) == expected
+
+
+def function_of_leaves(function, case, dtype, backend):
+    leaves, mask = make(case, dtype, DEVICES[backend])
+    wanted = [name for name, t in leaves.items() if t is not None]
+
+    def of_leaves(*tensors):
+        arguments = {**leaves, **dict(zip(wanted, tensors, strict=True))}
+        return function(**arguments, sample_scale=mask)
+
+    return of_leaves, [leaves[name] for name in wanted]
+
+
+@pytest.mark.parametrize("function", [projection, projection_with_statistics], ids=["", "statistics"])
+@pytest.mark.parametrize(
+    "case", [Case((2, 3), 3, 2, residual=True, scaled=True), Case((3,), 2, 4, bias=False)], ids=str
+)
+@pytest.mark.parametrize("backend", [name for name in PROJECTION if torch.float64 in DTYPES[name]])
+def test_gradients_to_second_order(backend, case, function):
+    of_leaves, leaves = function_of_leaves(partial(function, backend=backend), case, torch.float64, backend)
+    assert torch.autograd.gradcheck(of_leaves, leaves)
+    assert torch.autograd.gradgradcheck(of_leaves, leaves)
+
+
+def gradient_penalty(function, leaves, order):
+    """Gradients of the squared norm of the gradients, `order` times over."""
+    results = function(*leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    value = sum(result.double().sin().sum() for result in results)
+    for _ in range(order - 1):
+        value = sum(t.double().square().sum() for t in torch.autograd.grad(value, leaves, create_graph=True))
+    return torch.autograd.grad(value, leaves)
+
+
+@pytest.mark.parametrize("function", [projection, projection_with_statistics], ids=["", "statistics"])
+@pytest.mark.parametrize("backend", FUSED_PROJECTION)
+def test_gradients_to_third_order(backend, function):
+    case = Case((3, 2), 4, 5, residual=True, scaled=True)
+    actual, expected = (
+        gradient_penalty(*function_of_leaves(partial(function, backend=name), case, dtype, backend), order=3)
+        for name, dtype in ((backend, torch.float32), ("reference", torch.float64))
+    )
+    for grad, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(grad.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
+@pytest.mark.parametrize("backend", PROJECTION)
+def test_second_order_in_narrow_dtypes(backend, dtype):
+    case = Case((4, 19), 20, 37, scaled=True)
+    results = {}
+    for name, function, precision in (
+        ("actual", partial(projection, backend=backend), dtype),
+        ("eager", eager_projection, dtype),
+        ("exact", partial(projection, backend="reference"), torch.float64),
+    ):
+        of_leaves, leaves = function_of_leaves(function, case, dtype, backend)
+        leaves = [leaf.detach().to(precision).requires_grad_() for leaf in leaves]
+        results[name] = gradient_penalty(of_leaves, leaves, order=2)
+    for name, *grads in zip(("x", "weight", "bias"), *results.values(), strict=True):
+        assert_within_budget(f"second-order gradient of {name}", *grads)
