@@ -4,8 +4,10 @@
 from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 
+from ..ops.fold_norm import Moments
 from .context_aggregation import ContextAggregation, Mixing, Static
-from .folding import Statistics, affine_of, is_foldable, needs_statistics
+from .deploy import FusedContainerBlock, refuse_weights_of_the_other_kind
+from .folding import affine_of, is_foldable, needs_statistics
 from .local_aggregation import LocalAggregation
 from .plain import is_plain, is_sample_scale, sample_scale
 from .pointwise import PointwiseMlp
@@ -83,19 +85,28 @@ class ContainerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
         self.mlp = PointwiseMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
+        self.register_load_state_dict_pre_hook(refuse_weights_of_the_other_kind)
+
+    def fuse(self) -> nn.Module:
+        """The block for evaluation alone, faster and equal within rounding: see `FusedContainerBlock`.
+
+        It takes over the layers that it cannot fold, so this block is used up: fuse a `copy.deepcopy` to keep one that
+        can be trained. A block of a derived class is returned as it is, in evaluation mode.
+        """
+        return FusedContainerBlock(self) if type(self) is ContainerBlock else self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         x, statistics = self._embed_position(x)
         x, statistics = self._aggregate(x, statistics)
         return self._transform(x, statistics)
 
-    def _embed_position(self, x: Tensor) -> tuple[Tensor, Statistics | None]:
+    def _embed_position(self, x: Tensor) -> tuple[Tensor, Moments | None]:
         """The sum with the position embedding, and its statistics where norm1 needs and the layer gives them."""
         if needs_statistics(self.norm1) and is_plain(self.pos_embed, LocalAggregation):
             return self.pos_embed.with_statistics(x)
         return self.pos_embed(x), None
 
-    def _aggregate(self, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics | None]:
+    def _aggregate(self, x: Tensor, statistics: Moments | None) -> tuple[Tensor, Moments | None]:
         """x + drop_path(aggregation(norm1(x))), and its statistics where norm2 needs them."""
         layer, drop_path = self.aggregation, self.drop_path
         if not (is_plain(layer, ContextAggregation) and layer.is_fusible() and is_sample_scale(drop_path)):
@@ -108,7 +119,7 @@ class ContainerBlock(nn.Module):
         scale, with_statistics = sample_scale(drop_path, x), needs_statistics(self.norm2)
         return layer.fused(branch, norm, residual=x, sample_scale=scale, with_statistics=with_statistics)
 
-    def _transform(self, x: Tensor, statistics: Statistics | None) -> Tensor:
+    def _transform(self, x: Tensor, statistics: Moments | None) -> Tensor:
         """x + drop_path(mlp(norm2(x)))."""
         layer, drop_path = self.mlp, self.drop_path
         fusible = is_plain(layer, PointwiseMlp) and layer.is_fusible() and is_sample_scale(drop_path)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation
+from ..ops.fold_norm import Moments
 from ..ops.projection import projection, projection_with_statistics
-from .folding import Affine, Statistics
+from .folding import Affine
 from .initialization import init_local
 from .plain import is_inactive, is_plain
 from .pointwise import Pointwise
-from .validation import check_image, check_kernel_size, check_probability
+from .validation import check_grid, check_image, check_kernel_size, check_probability
 
 Static = Literal["local", "dense", "both"]
 Mixing = Literal["gate", "free"]
@@ -140,7 +141,7 @@ class ContextAggregation(nn.Module):
         residual: Tensor | None = None,
         sample_scale: Tensor | None = None,
         with_statistics: bool = False,
-    ) -> tuple[Tensor, Statistics | None]:
+    ) -> tuple[Tensor, Moments | None]:
         """sample_scale · aggregation(norm(x)) (+ residual), and the statistics of that if wanted."""
         self._check(x)
         x = x.permute(0, 2, 3, 1)
@@ -152,14 +153,12 @@ class ContextAggregation(nn.Module):
         arguments = (y, self.out_proj.weight, self.out_proj.bias)
         if with_statistics:
             y, *sums = projection_with_statistics(*arguments, residual=residual, sample_scale=sample_scale)
-            return y.permute(0, 3, 1, 2), Statistics(*sums, count=y[..., 0].numel())
+            return y.permute(0, 3, 1, 2), Moments(*sums, count=y[..., 0].numel())
         return projection(*arguments, residual=residual, sample_scale=sample_scale).permute(0, 3, 1, 2), None
 
     def _check(self, x: Tensor) -> None:
         check_image(x, self.dim)
-        grid_size = tuple(x.shape[-2:])
-        if self.grid_size is not None and self.grid_size != grid_size:
-            raise ValueError(f"x: expected H, W = {self.grid_size}, which the dense affinity fixes, got {grid_size}")
+        check_grid(x, self.grid_size)
 
     def _aggregate(self, packed: Tensor) -> Tensor:
         """Packed projections (B, H, W, 3C), or values (B, H, W, C), to (B, H, W, C), without copies."""

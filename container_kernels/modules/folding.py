@@ -4,8 +4,8 @@
     norm(x) = (x − mean) · scale + shift
     W norm(x) + b = W' x + b'    with    W' = W · scale,    b' = b + W shift − W' mean
 
-Batch statistics come from the pass that produced x. All of it is ordinary PyTorch on tensors of C channels, so that
-autograd has the gradients of a norm: through W' and b' to the statistics, and from there to x.
+Batch statistics come from the pass that produced x. The gradient of the norm goes the same way back: through W' and b'
+to the statistics, and from there, with the gradient of that pass, to its input.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
+from ..ops.fold_norm import Moments, fold_norm, track_moments
 from ..ops.library import accumulation_dtype
 from .plain import has_hooks
 
@@ -22,34 +23,23 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 _FROZEN_BUFFERS = {"weight", "bias", "running_mean", "running_var"}
 
 
-class Statistics(NamedTuple):
-    """Sums over all pixels of a batch, by channel (C,), and the number of pixels."""
-
-    channel_sum: Tensor
-    channel_square_sum: Tensor
-    count: int | Tensor
-
-
 class Affine(NamedTuple):
-    """norm(x) = (x − mean) · scale + shift, by channel (C,), in the accumulation dtype."""
+    """A norm as it stands: norm(x) = (x − mean) · gamma / √(variance + eps) + beta, by channel (C,)."""
 
-    mean: Tensor
-    scale: Tensor
-    shift: Tensor
+    moments: Moments
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float
 
     def fold_into(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(W', b') for a layer whose input is x instead of norm(x).
+        """(W', b') for a layer whose input is x, in `dtype`, instead of norm(x)."""
+        return fold_norm(weight, bias, self.moments, self.gamma, self.beta, self.eps, dtype)
 
-        W' is rounded to `dtype`, that of x, and b' is made of W' as rounded, in the accumulation dtype: so the rounding
-        weighs as much as the deviation of x and not as its mean, which may be far larger.
-        """
-        with torch.autocast(weight.device.type, enabled=False):
-            weight = weight.to(self.scale.dtype)
-            folded = (weight * self.scale).to(dtype)
-            shift = torch.mv(weight, self.shift)
-            if bias is not None:
-                shift = shift + bias
-            return folded, shift - torch.mv(folded.to(self.scale.dtype), self.mean)
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift) of norm(x) = x · scale + shift."""
+        mean, variance = self.moments.mean_and_variance()
+        scale = (variance + self.eps).rsqrt() * (1 if self.gamma is None else self.gamma)
+        return scale, (0 if self.beta is None else self.beta) - mean * scale
 
 
 def can_fold(norm: nn.Module) -> bool:
@@ -66,35 +56,32 @@ def needs_statistics(norm: nn.Module) -> bool:
     return can_fold(norm) and isinstance(norm, _BATCH_NORMS) and (norm.training or norm.running_mean is None)
 
 
-def is_foldable(norm: nn.Module, statistics: Statistics | None) -> bool:
+def is_foldable(norm: nn.Module, statistics: Moments | None) -> bool:
     """Whether `affine_of(norm, statistics)` can be had: the kind is known, and so are the statistics it needs."""
     return can_fold(norm) and (statistics is not None or not needs_statistics(norm))
 
 
-def affine_of(norm: nn.Module, statistics: Statistics | None = None) -> Affine:
+def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
     """What `norm` does to each channel; the one place that knows the kinds of norms.
 
     In training this is a call of the norm: running statistics are updated, and a `SyncBatchNorm` sums over its group.
 
     Args:
         norm: one that `can_fold`.
-        statistics: those of its input, where it `needs_statistics`.
+        statistics: sums of its input, where it `needs_statistics`.
 
     Raises:
         ValueError: in training, a single value per channel.
     """
     if needs_statistics(norm):
-        mean, variance, count = _moments(norm, statistics)
+        moments = _of_the_group(norm, statistics)
         if norm.training and norm.running_mean is not None:
-            _track(norm, mean, variance, count)
+            track_moments(norm.running_mean, norm.running_var, norm.num_batches_tracked, moments, norm.momentum)
     else:
         dtype = accumulation_dtype(norm.running_mean.dtype)
-        mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)
+        moments = Moments(norm.running_mean.to(dtype), norm.running_var.to(dtype))
     # transformers' frozen norms have no eps attribute: theirs is this one.
-    scale = (variance + getattr(norm, "eps", 1e-5)).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    return Affine(mean, scale, torch.zeros_like(mean) if norm.bias is None else norm.bias.to(mean.dtype))
+    return Affine(moments, norm.weight, norm.bias, getattr(norm, "eps", 1e-5))
 
 
 def _is_frozen(norm: nn.Module) -> bool:
@@ -105,31 +92,16 @@ def _is_frozen(norm: nn.Module) -> bool:
     )
 
 
-def _moments(norm: nn.Module, statistics: Statistics) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Mean, biased variance and number of values, of the whole group where the norm is synchronized."""
+def _of_the_group(norm: nn.Module, statistics: Moments) -> Moments:
+    """The sums of all processes, where the norm is synchronized; else this one's."""
     channel_sum, channel_square_sum, count = statistics
     if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
         group = norm.process_group or dist.group.WORLD
         packed = torch.cat([channel_sum, channel_square_sum, channel_sum.new_full((1,), count)])
-        packed = _SumOverGroup.apply(packed, group)
-        channel_sum, channel_square_sum, count = packed.tensor_split([len(channel_sum), -1])
-    elif count <= 1 and norm.training:
+        return Moments(*_SumOverGroup.apply(packed, group).tensor_split([len(channel_sum), -1]))
+    if count <= 1 and norm.training:
         raise ValueError(f"x: expected more than 1 value per channel when training, got {count}")
-    mean = channel_sum / count
-    # A difference that rounding may turn negative.
-    return mean, (channel_square_sum / count - mean.square()).clamp(min=0), count
-
-
-@torch.no_grad()
-def _track(norm: nn.Module, mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:  # the average of all batches
-            momentum = 1 / norm.num_batches_tracked
-    unbiased = variance * (count / (count - 1))
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    return statistics
 
 
 class _SumOverGroup(torch.autograd.Function):

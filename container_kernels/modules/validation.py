@@ -12,6 +12,12 @@ def check_image(x: Tensor, dim: int) -> None:
         raise ValueError(f"x: expected (B, C, H, W) with C = {dim}, got {tuple(x.shape)}")
 
 
+def check_grid(x: Tensor, grid_size: tuple[int, int] | None) -> None:
+    """`x` (B, C, H, W) has the grid of a dense affinity, if there is one."""
+    if grid_size is not None and grid_size != tuple(x.shape[-2:]):
+        raise ValueError(f"x: expected H, W = {grid_size}, which the dense affinity fixes, got {tuple(x.shape[-2:])}")
+
+
 def check_kernel_size(kernel_size: int) -> None:
     if type(kernel_size) is not int or kernel_size not in (1, 3, 5, 7):
         raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")

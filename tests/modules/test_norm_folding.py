@@ -10,8 +10,9 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
 from container_kernels import ContainerBlock
-from container_kernels.modules.folding import Affine, Statistics, affine_of, can_fold, needs_statistics
+from container_kernels.modules.folding import Affine, affine_of, can_fold, needs_statistics
 from container_kernels.modules.plain import sample_scale
+from container_kernels.ops.fold_norm import Moments
 
 
 class DetrFrozenBatchNorm2d(nn.Module):
@@ -158,12 +159,13 @@ def test_weights_are_rounded_before_the_mean_is_taken_off():
     """b' = b + W shift − W' mean with W' as rounded: a large mean then cancels instead of magnifying the rounding."""
     weight, mean = torch.randn(8, 16), torch.full((16,), 100.0)
     x = (mean + torch.randn(64, 16)).bfloat16().float()
-    affine = Affine(mean, torch.rand(16) + 0.5, torch.randn(16))
-    exact = ((x - mean).double() * affine.scale + affine.shift) @ weight.double().t()
+    gamma, beta = torch.rand(16) + 0.5, torch.randn(16)
+    affine = Affine(Moments(mean, torch.ones(16)), gamma, beta, 0.0)
+    exact = ((x - mean).double() * gamma + beta) @ weight.double().t()
     folded, bias = affine.fold_into(weight, None, torch.bfloat16)
     assert folded.dtype == torch.bfloat16 and bias.dtype == torch.float32
     error = (x.double() @ folded.double().t() + bias - exact).abs().max()
-    normalized = ((x - mean) * affine.scale + affine.shift).bfloat16().double()
+    normalized = ((x - mean) * gamma + beta).bfloat16().double()
     allowed = (normalized @ weight.bfloat16().double().t() - exact).abs().max()
     assert error <= 2 * allowed
 
@@ -266,10 +268,11 @@ def test_statistics_of_a_norm_are_those_of_its_input():
     x = image(3, 4, 5, 6)
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     assert needs_statistics(norm) and not needs_statistics(copy.deepcopy(norm).eval())
-    affine = affine_of(norm, Statistics(rows.sum(0), rows.square().sum(0), len(rows)))
+    affine = affine_of(norm, Moments(rows.sum(0), rows.square().sum(0), len(rows)))
     twin = nn.BatchNorm2d(4).double().train()
     expected = twin(x)
-    actual = ((rows - affine.mean) * affine.scale + affine.shift).view(3, 5, 6, 4).permute(0, 3, 1, 2)
+    scale, shift = affine.scale_and_shift()
+    actual = (rows * scale + shift).view(3, 5, 6, 4).permute(0, 3, 1, 2)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(norm.state_dict(), twin.state_dict())
 

@@ -1,4 +1,4 @@
-"""DDP, FSDP2, synchronized norms, two gloo processes: gradients and statistics are those of one with the whole batch."""
+"""DDP, FSDP2, synchronized norms, two gloo processes: gradients and statistics of one process with the whole batch."""
 
 import pytest
 import torch

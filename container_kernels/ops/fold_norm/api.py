@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""`fold_norm`: a batch norm before a linear layer becomes part of the layer's weights."""
+
+import torch
+from torch import Tensor
+
+from ..backend import choose
+from ..library import accumulation_dtype
+from ..tokens import zeros_for_bias
+from . import autograd  # noqa: F401 - gives the operators their gradients
+from .backends import COMPILED, why_not
+from .moments import Moments
+from .reference import fold_norm_reference, track_moments_reference
+
+
+def fold_norm(
+    weight: Tensor,
+    bias: Tensor | None,
+    moments: Moments,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(W', b') so that W' x + b' = W norm(x) + b for a norm with these moments, scale gamma and shift beta.
+
+        W' = W · gamma / √(variance + eps)        b' = b + W beta − W' mean
+
+    W' is rounded to `dtype`, that of x, and b' is made of W' as rounded, in the accumulation dtype: so the rounding
+    weighs as much as the deviation of x and not as its mean, which may be far larger. Differentiable in all tensors: so
+    the gradient of a norm reaches x through its moments.
+
+    Args:
+        weight: (C_out, C); bias: (C_out,) or None; gamma, beta: (C,) or None for 1 and 0; any floating dtype.
+        backend: "triton", "reference", or None for the fastest that serves.
+
+    Returns:
+        W' (C_out, C) in `dtype` and b' (C_out,) in the accumulation dtype, contiguous.
+    """
+    wide = accumulation_dtype(weight.dtype)
+    first, second, count = moments
+    bias = zeros_for_bias(bias, weight, weight.shape[0])
+    gamma = torch.ones_like(first) if gamma is None else gamma.to(wide)
+    beta = torch.zeros_like(first) if beta is None else beta.to(wide)
+    with torch.autocast(weight.device.type, enabled=False):
+        name = "reference" if isinstance(count, Tensor) else _choose(weight, backend)
+        if name == "reference":
+            return fold_norm_reference(weight, bias, moments, gamma, beta, eps, dtype)
+        operator = getattr(torch.ops.container_kernels, f"fold_fwd_{name}")
+        return operator(weight, bias, first, second, count, gamma, beta, eps, dtype)
+
+
+@torch.no_grad()
+def track_moments(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches: Tensor | None,
+    moments: Moments,
+    momentum: float | None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Update a norm's running statistics (C,) and its count of batches in place, as `nn.BatchNorm2d` does in training.
+
+        running += momentum · (batch − running), the variance unbiased; momentum None: the average of all batches
+
+    Args:
+        moments: sums of at least 2 values.
+        backend: as for `fold_norm`.
+    """
+    first, second, count = moments
+    name = "reference" if isinstance(count, Tensor) else _choose(running_mean, backend)
+    if name == "reference":
+        track_moments_reference(running_mean, running_var, num_batches, moments, momentum)
+    else:
+        operator = getattr(torch.ops.container_kernels, f"fold_track_{name}")
+        operator(running_mean, running_var, num_batches, first, second, count, momentum)
+
+
+def _choose(tensor: Tensor, backend: str | None) -> str:
+    return choose("fold_norm", backend, why_not, tensor, compiled=COMPILED)

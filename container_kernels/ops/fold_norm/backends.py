@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""Which backends the folding of norms has, and what each needs to serve it."""
+
+from torch import Tensor
+
+from ..backend import why_not_here
+
+# Beside "reference", which is many operations on small tensors: on a GPU, that many launches.
+COMPILED = ("triton",)
+
+
+def why_not(name: str, weight: Tensor) -> str | None:
+    """None when backend `name` can serve a layer with this weight, else the reason."""
+    if name not in ("reference", *COMPILED):
+        return f"fold_norm has no {name!r} kernel"
+    return why_not_here(name, weight)
