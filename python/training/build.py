@@ -88,6 +88,8 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
     )
     if options.initial_checkpoint:
         load_weights(model, options.initial_checkpoint, new_classes=True)
+    if options.grad_checkpointing:
+        checkpoint_gradients(model)
     if options.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device=compute.device, memory_format=compute.memory_format)
@@ -149,6 +151,19 @@ def build_model(name: str, num_classes: int, input_size: int | None, **rates: fl
     except (TypeError, ValueError, AssertionError) as error:
         settings = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise OptionError(f"--model {name} cannot be built with {settings}: {error}") from error
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Let `model` compute activations again in the backward pass.
+
+    Raises:
+        OptionError: it does not know how.
+    """
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError) as error:
+        name = model.pretrained_cfg["architecture"]
+        raise OptionError(f"--grad-checkpointing: {name} cannot compute its activations again: {error}") from error
 
 
 def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:

@@ -98,6 +98,9 @@ class Options:
     )
     channels_last: bool = option(True, "channels-last memory layout", "run")
     compile: bool = option(False, "torch.compile the model", "run")
+    grad_checkpointing: bool = option(
+        False, "compute activations again in the backward pass: slower, in less memory", "run"
+    )
     sync_bn: bool = option(False, "batch statistics over all ranks", "run")
     log_seconds: float = option(30.0, "seconds between two lines of progress where there is no terminal", "run")
 

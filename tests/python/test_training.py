@@ -184,6 +184,18 @@ def test_other_parts_run(images, tmp_path):
     assert run.image_format.size == 72
 
 
+def test_grad_checkpointing_reaches_the_network(images, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "container_kernels.models.container.checkpoint_seq", lambda blocks, x: calls.append(1) or blocks(x)
+    )
+    arguments = ["--model", "container_tiny", "--epochs", "1", "--limit-batches", "2", "--warmup-epochs", "0"]
+    train.main(small_run(images, tmp_path / "run", *arguments))
+    assert not calls
+    train.main(small_run(images, tmp_path / "again", *arguments, "--grad-checkpointing"))
+    assert calls
+
+
 def test_ctrl_c_saves_and_the_run_continues(images, tmp_path):
     command = [sys.executable, str(PROGRAMS / "train.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
