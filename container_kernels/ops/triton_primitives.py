@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Triton helpers that the aggregation and the depthwise kernels use unchanged."""
+"""Triton helpers that the kernels of several ops use unchanged."""
 
 import contextlib
 
@@ -13,6 +13,12 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Make `tensor`'s GPU current, as Triton launches on the current device; the interpreter needs nothing."""
     return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies: exactly, unless the user lets torch's own float32 products use TF32."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 def tap_major(weight: torch.Tensor) -> torch.Tensor:
@@ -30,3 +36,12 @@ def rounded(tile, dtype: tl.constexpr):
         bits = tile.to(tl.uint32, bitcast=True)
         tile = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
     return tile.to(dtype)
+
+
+@triton.jit
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """a @ b + accumulator in float32; PRECISION matters for float32 operands only."""
+    if INTERPRETED:  # it multiplies bfloat16 by its bits, as integers; products of 16-bit floats fit float32
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)

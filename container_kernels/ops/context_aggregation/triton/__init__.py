@@ -5,7 +5,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...triton_primitives import device_of, tap_major
+from ...triton_primitives import device_of, precision, tap_major
 from . import config as configs
 from .backward_row import backward_row_kernel
 from .backward_tiled import backward_key_kernel, backward_query_kernel
@@ -13,12 +13,6 @@ from .config import BackwardConfig, ForwardConfig, MixConfig
 from .forward import forward_row_kernel, forward_tiled_kernel
 
 __all__ = ["BackwardConfig", "ForwardConfig", "MixConfig", "backward", "forward"]
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: exactly, unless the user lets torch's own float32 products use TF32."""
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 def strides(tensor: Tensor) -> tuple[int, int, int]:

@@ -13,11 +13,10 @@ over the warps, and so do the two accumulators.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import rounded
+from ...triton_primitives import dot, rounded
 from .primitives import (
     LOG2E,
     add_local,
-    dot,
     head_of,
     head_of_contiguous,
     load_affinity,

@@ -8,9 +8,9 @@ grad_out·out (out holds the static terms too), so the first kernel walks the ke
 import triton
 import triton.language as tl
 
-from ...triton_primitives import rounded
+from ...triton_primitives import dot, rounded
 from .backward_row import finish_grad_v
-from .primitives import LOG2E, dot, head_of, head_of_contiguous, load_tokens, locate, store_tokens
+from .primitives import LOG2E, head_of, head_of_contiguous, load_tokens, locate, store_tokens
 
 
 @triton.jit

@@ -10,12 +10,11 @@ same accumulator, so neither alpha nor the softmax sum touches them.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import rounded
+from ...triton_primitives import dot, rounded
 from .primitives import (
     LN2,
     LOG2E,
     add_local,
-    dot,
     head_of,
     head_of_contiguous,
     load_affinity,

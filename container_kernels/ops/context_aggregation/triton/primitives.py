@@ -8,7 +8,7 @@ A `*_head` pointer points at one head of one image: token n of it starts at head
 import triton
 import triton.language as tl
 
-from ...triton_primitives import INTERPRETED, rounded
+from ...triton_primitives import rounded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -68,15 +68,6 @@ def store_tokens(head_ptr, tile, tokens, n, stride_n, HEAD_DIM: tl.constexpr, BL
     mask = token_mask(tokens, channels, n, HEAD_DIM, BLOCK_D)
     pointers = token_pointers(head_ptr, tokens, channels, stride_n)
     tl.store(pointers, rounded(tile, head_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """a @ b + accumulator in float32; PRECISION matters for float32 operands only."""
-    if INTERPRETED:  # it multiplies bfloat16 by its bits, as integers; products of 16-bit floats fit float32
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit

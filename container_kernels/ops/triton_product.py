@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""One tile of a product of token rows with weights, and the end of a residual branch, as several ops need them.
+
+Rows are the tokens of all samples, contiguous. A tile starts at a 64-bit `first`; offsets inside of it fit 32 bits, which
+keeps the registers of a tile of addresses.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_primitives import dot, rounded
+
+
+@triton.jit
+def locate_tile(num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(first row, first column) of this program's tile. Columns vary fastest: tiles of the same rows share them in L2."""
+    column_tiles = tl.cdiv(num_columns, BLOCK_N)
+    program = tl.cast(tl.program_id(0), tl.int64)
+    return program // column_tiles * BLOCK_M, program % column_tiles * BLOCK_N
+
+
+@triton.jit
+def product(
+    a_ptr,
+    b_ptr,
+    first_row,
+    first_column,
+    num_rows,
+    num_columns,
+    column_stride,
+    depth_stride,
+    PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) float32: Σ_k a[row, k] · b[column, k]; a is contiguous, b has the two strides.
+
+    Rows beyond the last repeat it, so that loads of `a` need no mask; columns beyond the last are 0.
+    """
+    rows = tl.minimum(tl.arange(0, BLOCK_M), num_rows - first_row - 1).to(tl.int32)
+    columns = tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    a_ptr += first_row * DEPTH
+    b_ptr += first_column * column_stride
+    a_offsets = rows[:, None] * DEPTH + inner[None, :]
+    b_offsets = columns[None, :] * column_stride + inner[:, None] * depth_stride
+    b_mask = columns[None, :] < num_columns - first_column
+    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, DEPTH, BLOCK_K):
+        if DEPTH % BLOCK_K == 0:
+            a = tl.load(a_ptr + start + a_offsets)
+            b = tl.load(b_ptr + tl.cast(start, tl.int64) * depth_stride + b_offsets, mask=b_mask, other=0.0)
+        else:
+            exists = inner < DEPTH - start
+            a = tl.load(a_ptr + start + a_offsets, mask=exists[None, :], other=0.0)
+            b = tl.load(
+                b_ptr + tl.cast(start, tl.int64) * depth_stride + b_offsets, mask=b_mask & exists[:, None], other=0.0
+            )
+        accumulator = dot(a, b, accumulator, PRECISION)
+    return accumulator
+
+
+@triton.jit
+def load_scale(scale_ptr, rows, num_rows, tokens):
+    """sample_scale of each row's sample; `tokens` rows are a sample."""
+    return tl.load(scale_ptr + rows // tokens, mask=rows < num_rows, other=0.0)
+
+
+@triton.jit
+def finish_branch(
+    branch,
+    bias_ptr,
+    scale_ptr,
+    residual_ptr,
+    out_ptr,
+    first_row,
+    first_column,
+    num_rows,
+    num_columns,
+    tokens,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Write out = sample_scale · (branch + bias) + residual, and return it in float32 as rounded, 0 where there is none.
+
+    residual and out are contiguous (rows, columns); the residual and the scale may be None.
+    """
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_N)
+    mask = (rows[:, None] < num_rows - first_row) & (columns[None, :] < num_columns - first_column)
+    offsets = rows[:, None] * num_columns + columns[None, :]
+    first = first_row * num_columns + first_column
+    bias = tl.load(bias_ptr + first_column + columns, mask=columns < num_columns - first_column, other=0.0)
+    branch += bias[None, :]
+    if scale_ptr is not None:
+        branch *= load_scale(scale_ptr, first_row + rows, num_rows, tokens)[:, None]
+    if residual_ptr is not None:
+        branch += tl.load(residual_ptr + first + offsets, mask=mask, other=0.0).to(tl.float32)
+    out = rounded(branch, out_ptr.dtype.element_ty)
+    tl.store(out_ptr + first + offsets, out, mask=mask)
+    return tl.where(mask, out.to(tl.float32), 0.0)
