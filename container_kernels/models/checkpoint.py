@@ -7,6 +7,8 @@ from pathlib import Path
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from ..modules.deploy import refuse_weights_of_the_other_kind
+
 # Name in the released network -> name here. It calls the value projection conv1, the output projection conv2 and
 # the depthwise filter attn (static blocks) or conv (mixing blocks).
 _RELEASE_NAMES = [
@@ -48,8 +50,15 @@ def translate_release_names(model: nn.Module, state_dict: dict, prefix: str, *_)
     state_dict.update({prefix + name: tensor for name, tensor in translated.items()})
 
 
+def refuse_other_norm(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """`load_state_dict` pre-hook: the final norm refuses what is fused when it is not, and the reverse, as blocks do."""
+    refuse_weights_of_the_other_kind(model.norm, state_dict, f"{prefix}norm.")
+
+
 def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True, strict: bool = True):
     """Load the weights at `path` into `model`: a checkpoint of ours, of the trainer or of the release.
+
+    Call `model.fuse()` after loading; before it only where the file was saved from a fused network.
 
     Args:
         model: the network to fill.
@@ -63,7 +72,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True,
     Raises:
         FileNotFoundError: there is no such file.
         RuntimeError: the file is no checkpoint, holds something other than tensors and plain values, or names or shapes
-            do not match the model's.
+            do not match the model's; also with strict=False, where either the file or the model is fused.
     """
     path = Path(path)
     if not path.is_file():

@@ -24,11 +24,14 @@ from timm.models import (
     register_model,
 )
 from timm.models._features import feature_take_indices
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
-from .checkpoint import checkpoint_filter_fn, translate_release_names
+from ..modules.deploy import ChannelAffine
+from ..modules.folding import affine_of, is_foldable
+from .checkpoint import checkpoint_filter_fn, refuse_other_norm, translate_release_names
 
 __all__ = ["Container"]
 
@@ -177,6 +180,7 @@ class Container(nn.Module):
         self.head = ClassifierHead(channels, num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         self._init_head()
         self.register_load_state_dict_pre_hook(translate_release_names)
+        self.register_load_state_dict_pre_hook(refuse_other_norm)
 
     def _init_head(self) -> None:
         # The released network draws its `nn.Linear` layers from a truncated normal: the head alone, since its
@@ -215,6 +219,25 @@ class Container(nn.Module):
         self.head.in_features = self.num_features
         self.head.reset(num_classes, pool_type=global_pool, **get_device_dtype(self))
         self._init_head()
+
+    def fuse(self) -> "Container":
+        """Make the network one for evaluation alone, in place: faster, and equal within rounding.
+
+        Every block becomes a `FusedContainerBlock`, and the final norm a scale and a shift. No parameter requires
+        gradients then, and `train()` changes nothing but the dropout before the classifier; a new classifier
+        (`reset_classifier`) can be trained on the features. `copy.deepcopy(model).fuse()` keeps a network to train.
+
+        The state dict has other names. Load a checkpoint before, or one of a fused network after: anything else raises.
+        Fusing twice is fusing once. `timm.utils.reparameterize_model(model)` does the same to the blocks (of a copy, if
+        not asked otherwise), but leaves the final norm.
+
+        Returns:
+            The network itself, in evaluation mode.
+        """
+        reparameterize_model(self, inplace=True)
+        if not isinstance(self.norm, ChannelAffine) and is_foldable(self.norm.eval(), None):
+            self.norm = ChannelAffine(*affine_of(self.norm).scale_and_shift())
+        return self.eval().requires_grad_(False)
 
     def forward_intermediates(
         self,

@@ -136,7 +136,7 @@ class _FusedAggregation(_Constants):
         if not self.dynamic and self.affinity is None:
             return local_aggregation(packed, self.local_weight, self.local_bias)
         batch, height, width, _ = packed.shape
-        heads = packed.view(batch, height * width, -1, self.num_heads, self.head_dim)
+        heads = packed.view(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
         q, k, v = heads.unbind(2) if self.dynamic else (None, None, heads[:, :, 0])
         y = context_aggregation(
             q,

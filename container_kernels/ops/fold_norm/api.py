@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from .. import autocast
 from ..backend import choose
 from ..library import accumulation_dtype
 from ..tokens import zeros_for_bias
@@ -39,17 +40,19 @@ def fold_norm(
     Returns:
         W' (C_out, C) in `dtype` and b' (C_out,) in the accumulation dtype, contiguous.
     """
+    if autocast.is_active(weight):
+        with torch.autocast(weight.device.type, enabled=False):
+            return fold_norm(weight, bias, moments, gamma, beta, eps, dtype, backend=backend)
     wide = accumulation_dtype(weight.dtype)
     first, second, count = moments
     bias = zeros_for_bias(bias, weight, weight.shape[0])
     gamma = torch.ones_like(first) if gamma is None else gamma.to(wide)
     beta = torch.zeros_like(first) if beta is None else beta.to(wide)
-    with torch.autocast(weight.device.type, enabled=False):
-        name = "reference" if isinstance(count, Tensor) else _choose(weight, backend)
-        if name == "reference":
-            return fold_norm_reference(weight, bias, moments, gamma, beta, eps, dtype)
-        operator = getattr(torch.ops.container_kernels, f"fold_fwd_{name}")
-        return operator(weight, bias, first, second, count, gamma, beta, eps, dtype)
+    name = "reference" if isinstance(count, Tensor) else _choose(weight, backend)
+    if name == "reference":
+        return fold_norm_reference(weight, bias, moments, gamma, beta, eps, dtype)
+    operator = getattr(torch.ops.container_kernels, f"fold_fwd_{name}")
+    return operator(weight, bias, first, second, count, gamma, beta, eps, dtype)
 
 
 @torch.no_grad()
