@@ -8,7 +8,9 @@
 #include <array>
 
 #include "context_aggregation/params.h"
+#include "fused_mlp/params.h"
 #include "local_aggregation/params.h"
+#include "projection/params.h"
 
 namespace ck::bindings {
 
@@ -41,6 +43,17 @@ inline DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const
             static_cast<int>(sizes[3]),
             kernel[0],
             kernel[1]};
+}
+
+// (samples, tokens), (C, hidden, C_out).
+inline MlpShape mlp_shape(const std::array<int64_t, 2>& tokens, const std::array<int, 3>& widths) {
+    return {tokens[0], tokens[1], widths[0], widths[1], widths[2]};
+}
+
+// (samples, tokens), (C, C_out).
+inline ProjectionShape projection_shape(const std::array<int64_t, 2>& tokens,
+                                        const std::array<int, 2>& widths) {
+    return {tokens[0], tokens[1], widths[0], widths[1]};
 }
 
 }  // namespace ck::bindings

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "context_aggregation/cpu/kernels.h"
 #include "cpu/isa.h"
+#include "fused_mlp/cpu/kernels.h"
 #include "local_aggregation/cpu/kernels.h"
 
 namespace py = pybind11;
@@ -71,6 +72,35 @@ void depthwise_backward_weight(int dtype, const std::array<int64_t, 4>& sizes,
     ck::depthwise_backward_weight(params, static_cast<ck::DType>(dtype), threads);
 }
 
+void mlp_forward(int dtype, const std::array<int64_t, 2>& tokens, const std::array<int, 3>& widths,
+                 int threads, Pointer x, Pointer w1, Pointer b1, Pointer w2, Pointer b2, Pointer sample_scale,
+                 bool residual, Pointer out) {
+    const ck::MlpForward params{
+        mlp_shape(tokens, widths), pointer(x), pointer(w1), pointer(b1), pointer(w2), pointer(b2),
+        pointer(sample_scale),     residual,   pointer(out)};
+    ck::mlp_forward(params, static_cast<ck::DType>(dtype), threads);
+}
+
+void mlp_backward(int dtype, const std::array<int64_t, 2>& tokens, const std::array<int, 3>& widths,
+                  int threads, Pointer grad_out, Pointer x, Pointer w1, Pointer b1, Pointer w2,
+                  Pointer sample_scale, bool residual, Pointer grad_x, Pointer grad_w1, Pointer grad_b1,
+                  Pointer grad_w2, Pointer grad_b2) {
+    const ck::MlpBackward params{mlp_shape(tokens, widths),
+                                 pointer(grad_out),
+                                 pointer(x),
+                                 pointer(w1),
+                                 pointer(b1),
+                                 pointer(w2),
+                                 pointer(sample_scale),
+                                 residual,
+                                 pointer(grad_x),
+                                 pointer(grad_w1),
+                                 pointer(grad_b1),
+                                 pointer(grad_w2),
+                                 pointer(grad_b2)};
+    ck::mlp_backward(params, static_cast<ck::DType>(dtype), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -84,4 +114,6 @@ PYBIND11_MODULE(_C_cpu, module) {
     module.def("mix_backward", &mix_backward, without_gil);
     module.def("depthwise_forward", &depthwise_forward, without_gil);
     module.def("depthwise_backward_weight", &depthwise_backward_weight, without_gil);
+    module.def("mlp_forward", &mlp_forward, without_gil);
+    module.def("mlp_backward", &mlp_backward, without_gil);
 }

@@ -102,7 +102,19 @@ CK_INLINE void store(T* target, V value) {
     }
 }
 
-// The same for the first `count` lanes; the others are read as 0, and not written.
+// What reading back a stored value would give.
+template <class T, class V>
+CK_INLINE V rounded(V value) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+        return from_bfloat16<V>(to_bfloat16(value));
+    } else if constexpr (std::is_same_v<T, Half>) {
+        return from_half<V>(to_half(value));
+    } else {
+        return value;
+    }
+}
+
+// Loads and stores of the first `count` lanes; the others are read as 0, and not written.
 template <class V, class T>
 CK_INLINE V load_first(const T* source, int count) {
     if (count >= kLanesOf<V>) return load<V>(source);
