@@ -51,30 +51,30 @@ def test_what_is_kept_for_backward(backend):
         assert sum(saved) == expected
 
 
-def function_of_leaves(function, case, dtype, backend):
+def problem(case, dtype, backend):
+    """(function, leaves) of a problem: `function(op)` takes the leaves by position, as gradcheck hands them over."""
     leaves, mask = make(case, dtype, DEVICES[backend])
-    wanted = [name for name, t in leaves.items() if t is not None]
+    leaves = {name: t for name, t in leaves.items() if t is not None}
 
-    def of_leaves(*tensors):
-        arguments = {**leaves, **dict(zip(wanted, tensors, strict=True))}
-        return function(**arguments, sample_scale=mask)
+    def function(op):
+        return lambda *tensors: op(**dict(zip(leaves, tensors, strict=True)), sample_scale=mask)
 
-    return of_leaves, [leaves[name] for name in wanted]
+    return function, list(leaves.values())
 
 
-@pytest.mark.parametrize("function", [projection, projection_with_statistics], ids=["", "statistics"])
+@pytest.mark.parametrize("op", [projection, projection_with_statistics], ids=["", "statistics"])
 @pytest.mark.parametrize(
     "case", [Case((2, 3), 3, 2, residual=True, scaled=True), Case((3,), 2, 4, bias=False)], ids=str
 )
 @pytest.mark.parametrize("backend", [name for name in PROJECTION if torch.float64 in DTYPES[name]])
-def test_gradients_to_second_order(backend, case, function):
-    of_leaves, leaves = function_of_leaves(partial(function, backend=backend), case, torch.float64, backend)
-    assert torch.autograd.gradcheck(of_leaves, leaves)
-    assert torch.autograd.gradgradcheck(of_leaves, leaves)
+def test_gradients_to_second_order(backend, case, op):
+    function, leaves = problem(case, torch.float64, backend)
+    assert torch.autograd.gradcheck(function(partial(op, backend=backend)), leaves)
+    assert torch.autograd.gradgradcheck(function(partial(op, backend=backend)), leaves)
 
 
 def gradient_penalty(function, leaves, order):
-    """Gradients of the squared norm of the gradients, `order` times over."""
+    """The gradients of order `order`: of the squared norm of those one order below, and in the end of sines."""
     results = function(*leaves)
     results = results if isinstance(results, tuple) else (results,)
     value = sum(result.double().sin().sum() for result in results)
@@ -83,30 +83,24 @@ def gradient_penalty(function, leaves, order):
     return torch.autograd.grad(value, leaves)
 
 
-@pytest.mark.parametrize("function", [projection, projection_with_statistics], ids=["", "statistics"])
+@pytest.mark.parametrize("op", [projection, projection_with_statistics], ids=["", "statistics"])
 @pytest.mark.parametrize("backend", FUSED_PROJECTION)
-def test_gradients_to_third_order(backend, function):
-    case = Case((3, 2), 4, 5, residual=True, scaled=True)
-    actual, expected = (
-        gradient_penalty(*function_of_leaves(partial(function, backend=name), case, dtype, backend), order=3)
-        for name, dtype in ((backend, torch.float32), ("reference", torch.float64))
-    )
-    for grad, other in zip(actual, expected, strict=True):
+def test_gradients_to_third_order(backend, op):
+    function, leaves = problem(Case((3, 2), 4, 5, residual=True, scaled=True), torch.float32, backend)
+    actual = gradient_penalty(function(partial(op, backend=backend)), leaves, order=3)
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = gradient_penalty(function(partial(op, backend="reference")), exact_leaves, order=3)
+    for grad, other in zip(actual, exact, strict=True):
         torch.testing.assert_close(grad.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_name)
 @pytest.mark.parametrize("backend", PROJECTION)
 def test_second_order_in_narrow_dtypes(backend, dtype):
-    case = Case((4, 19), 20, 37, scaled=True)
-    results = {}
-    for name, function, precision in (
-        ("actual", partial(projection, backend=backend), dtype),
-        ("eager", eager_projection, dtype),
-        ("exact", partial(projection, backend="reference"), torch.float64),
-    ):
-        of_leaves, leaves = function_of_leaves(function, case, dtype, backend)
-        leaves = [leaf.detach().to(precision).requires_grad_() for leaf in leaves]
-        results[name] = gradient_penalty(of_leaves, leaves, order=2)
-    for name, *grads in zip(("x", "weight", "bias"), *results.values(), strict=True):
+    function, leaves = problem(Case((4, 19), 20, 37, scaled=True), dtype, backend)
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    actual = gradient_penalty(function(partial(projection, backend=backend)), leaves, order=2)
+    eager = gradient_penalty(function(eager_projection), leaves, order=2)
+    exact = gradient_penalty(function(partial(projection, backend="reference")), exact_leaves, order=2)
+    for name, *grads in zip(("x", "weight", "bias"), actual, eager, exact, strict=True):
         assert_within_budget(f"second-order gradient of {name}", *grads)

@@ -6,7 +6,7 @@ from ..validation import check_bias, check_matrix, check_sample_scale, check_tok
 
 def validate(x, w1, b1, w2, b2, residual, sample_scale) -> None:
     check_tokens("x", x)
-    # What `projection` takes by this name is a tensor, whose truth value would be an obscure error or, worse, an answer.
+    # A tensor, which `projection` takes by this name, must not count as true or false.
     if not isinstance(residual, bool):
         raise TypeError(f"residual: expected True (add x) or False, got {type(residual).__name__}")
     channels = x.shape[-1]
