@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "fused_mlp/cpu/kernels.h"
 #include "local_aggregation/cpu/kernels.h"
+#include "projection/cpu/kernels.h"
 
 namespace py = pybind11;
 using namespace ck::bindings;
@@ -101,6 +102,35 @@ void mlp_backward(int dtype, const std::array<int64_t, 2>& tokens, const std::ar
     ck::mlp_backward(params, static_cast<ck::DType>(dtype), threads);
 }
 
+void projection_forward(int dtype, const std::array<int64_t, 2>& tokens, const std::array<int, 2>& widths,
+                        int threads, Pointer x, Pointer weight, Pointer bias, Pointer residual,
+                        Pointer sample_scale, Pointer out, Pointer channel_sum, Pointer channel_square_sum) {
+    const ck::ProjectionForward params{projection_shape(tokens, widths),
+                                       pointer(x),
+                                       pointer(weight),
+                                       pointer(bias),
+                                       pointer(residual),
+                                       pointer(sample_scale),
+                                       pointer(out),
+                                       pointer(channel_sum),
+                                       pointer(channel_square_sum)};
+    ck::projection_forward(params, static_cast<ck::DType>(dtype), threads);
+}
+
+void projection_backward(int dtype, const std::array<int64_t, 2>& tokens, const std::array<int, 2>& widths,
+                         int threads, Pointer grad_out, Pointer x, Pointer weight, Pointer sample_scale,
+                         Pointer grad_x, Pointer grad_weight, Pointer grad_bias) {
+    const ck::ProjectionBackward params{projection_shape(tokens, widths),
+                                        pointer(grad_out),
+                                        pointer(x),
+                                        pointer(weight),
+                                        pointer(sample_scale),
+                                        pointer(grad_x),
+                                        pointer(grad_weight),
+                                        pointer(grad_bias)};
+    ck::projection_backward(params, static_cast<ck::DType>(dtype), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_cpu, module) {
@@ -116,4 +146,6 @@ PYBIND11_MODULE(_C_cpu, module) {
     module.def("depthwise_backward_weight", &depthwise_backward_weight, without_gil);
     module.def("mlp_forward", &mlp_forward, without_gil);
     module.def("mlp_backward", &mlp_backward, without_gil);
+    module.def("projection_forward", &projection_forward, without_gil);
+    module.def("projection_backward", &projection_backward, without_gil);
 }

@@ -8,8 +8,8 @@
 
 namespace ck::CK_ISA {
 
-// Units of a block of weights.
-constexpr int kUnitBlock = 128;
+// Panels of tokens in a tile: the more there are, the less often the gradients of the weights pass by.
+constexpr int64_t kTilePanels = 4;
 
 // How a backward is divided into tasks, by the shape alone: what it computes does not depend on the threads.
 struct BackwardGroups {
@@ -41,9 +41,10 @@ template <class A>
 struct TokenRows {
     A* data;
     int64_t capacity;
-    Panels<A> panels;
+    Parts<A> panels;
 
-    TokenRows(A* data, int64_t capacity, int channels) : data(data), capacity(capacity), panels(channels) {}
+    TokenRows(A* data, int64_t capacity, int channels)
+        : data(data), capacity(capacity), panels(panels_of<A>(channels)) {}
 
     static int64_t size(int64_t capacity, int channels) { return capacity * round_up(channels, kLanes<A>); }
     Panel<A> panel(int64_t panel) const {
@@ -51,20 +52,19 @@ struct TokenRows {
     }
 };
 
-// rows = sample_scale · x for `tokens` tokens from `first` on; without a scale when that is null.
+// rows = sample_scale · x for `tokens` tokens from `first` on, `row_stride` numbers apart; without a scale
+// when that is null.
 template <class A, class T>
-void load_rows(const T* x, int64_t first, int64_t tokens, const A* sample_scale, int64_t tokens_per_sample,
-               const TokenRows<A>& rows) {
-    const int64_t channels = rows.panels.columns;
+void load_rows(const T* x, int64_t row_stride, int64_t first, int64_t tokens, const A* sample_scale,
+               int64_t tokens_per_sample, const TokenRows<A>& rows) {
     for (int64_t begin = first; begin < first + tokens;) {
         const int64_t sample = begin / tokens_per_sample, next = (sample + 1) * tokens_per_sample;
         const int64_t end = next < first + tokens ? next : first + tokens;
         const A scale = sample_scale ? sample_scale[sample] : A{1};
         for (int64_t p = 0; p < rows.panels.count; ++p) {
             const Panel<A> panel = rows.panel(p).from(begin - first);
-            pack_rows(x + begin * channels + rows.panels.begin(p), channels, end - begin,
-                      static_cast<int>(rows.panels.size(p)), scale, panel.data,
-                      static_cast<int>(panel.stride));
+            pack_rows(x + begin * row_stride + rows.panels.begin(p), row_stride, end - begin,
+                      rows.panels.size(p), scale, panel.data, static_cast<int>(panel.stride));
         }
         begin = end;
     }

@@ -53,21 +53,27 @@ CK_INLINE Panel<const A> read_only(Panel<A> panel) {
     return {panel.data, panel.stride};
 }
 
-// How so many columns make panels, as wide as each other up to a vector: the last one is not left to be thin.
+// How so many columns (or rows) are divided into parts of at most `most`, at whole vectors and as large as
+// each other otherwise: the last one is not left to be thin. There is always one.
 template <class A>
-struct Panels {
+struct Parts {
     int64_t columns, count;
 
-    explicit Panels(int64_t columns) : columns(columns), count(ceil_div(columns, kPanelLanes<A>)) {}
+    explicit Parts(int64_t columns, int64_t most)
+        : columns(columns), count(columns > most ? ceil_div(columns, most) : 1) {}
 
-    // The first column of a panel: whole vectors come before it.
-    int64_t begin(int64_t panel) const {
-        const int64_t first = panel * ceil_div(columns, kLanes<A>) / count * kLanes<A>;
+    // The first column of a part.
+    int64_t begin(int64_t part) const {
+        const int64_t first = part * ceil_div(columns, kLanes<A>) / count * kLanes<A>;
         return first < columns ? first : columns;
     }
-    int64_t size(int64_t panel) const { return begin(panel + 1) - begin(panel); }
-    int vectors(int64_t panel) const { return static_cast<int>(ceil_div(size(panel), kLanes<A>)); }
+    int size(int64_t part) const { return static_cast<int>(begin(part + 1) - begin(part)); }
+    int vectors(int64_t part) const { return static_cast<int>(ceil_div(size(part), kLanes<A>)); }
 };
+template <class A>
+Parts<A> panels_of(int64_t columns) {
+    return Parts<A>(columns, kPanelLanes<A>);
+}
 
 // result = left · right, or added to it, for Rows rows and Vectors vectors.
 template <int Rows, int Vectors, bool Transposed, class A>
@@ -121,6 +127,8 @@ void multiply(LeftFactor<Transposed, A> left, int64_t rows, Panel<const A> right
         const auto part_right = right.from(begin);
         const bool part_add = add || part > 0;
         switch (vectors) {
+            case 0:
+                break;
             case 1:
                 multiply_panel<1>(part_left, rows, part_right, count, part_add, result);
                 break;

@@ -7,6 +7,32 @@
 
 namespace ck::CK_ISA {
 
+// Units (outputs) of a linear layer at a time: a panel of them is half of the first-level cache.
+constexpr int kUnitBlock = 128;
+
+// How panels of tokens make tasks: a few of them share a block of weights, where there are enough for many
+// tasks. And the groups that the units are divided into where there are not. It depends on the shape alone.
+template <class A>
+struct TokenTasks {
+    Parts<A> panels, blocks;
+    int64_t panels_per_task, count, groups;
+
+    TokenTasks(int64_t tokens, int64_t units) : panels(panels_of<A>(tokens)), blocks(units, kUnitBlock) {
+        constexpr int64_t most_panels = 4, many = 32, least = 8;
+        const int64_t share = panels.count / many;
+        panels_per_task = share < 1 ? 1 : share < most_panels ? share : most_panels;
+        count = ceil_div(panels.count, panels_per_task);
+        const int64_t wanted = ceil_div(least, count);
+        groups = wanted < blocks.count ? wanted : blocks.count;
+    }
+    int64_t first_panel(int64_t task) const { return task * panels_per_task; }
+    int64_t last_panel(int64_t task) const {
+        const int64_t last = first_panel(task + 1);
+        return last < panels.count ? last : panels.count;
+    }
+    int64_t first_block(int64_t group) const { return group * blocks.count / groups; }
+};
+
 // What becomes of a product on its way out:  out = sample_scale · (product + bias) + residual.
 template <class T>
 struct TokenOutput {

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..backend import why_not_here
 
 # Beside "reference".
-COMPILED = ("triton",)
+COMPILED = ("triton", "cpu")
 
 
 def why_not(name: str, x: Tensor) -> str | None:

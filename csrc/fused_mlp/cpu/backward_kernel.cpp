@@ -12,9 +12,8 @@
 namespace ck::CK_ISA {
 namespace {
 
-// Bytes of a tile's tensors, most of the second-level cache, and the most panels of tokens it has.
+// Bytes of a tile's tensors: most of the second-level cache.
 constexpr int64_t kTileBytes = 640 << 10;
-constexpr int64_t kTilePanels = 4;
 
 // The sizes of everything, in numbers of the accumulation type.
 template <class T>
@@ -23,8 +22,8 @@ struct Plan {
 
     MlpShape shape;
     int64_t padded_channels, padded_out_channels;
-    Panels<A> panels;
-    int64_t tile_panels, capacity, tiles, blocks;
+    Parts<A> panels, blocks;
+    int64_t tile_panels, capacity, tiles;
     BackwardGroups groups;
 
     // Of a thread: x and grad_out by rows and by panels, the hidden block and its gradient, converted
@@ -39,14 +38,14 @@ struct Plan {
         : shape(shape),
           padded_channels(round_up(shape.channels, kLanes<A>)),
           padded_out_channels(round_up(shape.out_channels, kLanes<A>)),
-          panels(shape.samples * shape.tokens) {
+          panels(panels_of<A>(shape.samples * shape.tokens)),
+          blocks(shape.hidden, kUnitBlock) {
         const int64_t panel_bytes =
             (3 * padded_channels + 2 * padded_out_channels) * kPanelLanes<A> * sizeof(A);
         const int64_t fitting = kTileBytes / panel_bytes;
         tile_panels = fitting < 1 ? 1 : fitting < kTilePanels ? fitting : kTilePanels;
         capacity = tile_panels * kPanelLanes<A>;
         tiles = ceil_div(panels.count, tile_panels);
-        blocks = shape.hidden > kUnitBlock ? ceil_div(shape.hidden, kUnitBlock) : 1;
 
         x_size = padded_channels * capacity;
         grad_size = padded_out_channels * capacity;
@@ -62,7 +61,7 @@ struct Plan {
         weights_size = grad_w1_size + grad_w2_size + grad_b1_size + padded_out_channels;
         panel_size = shape.channels * kPanelLanes<A>;
         inputs_size = panels.count * panel_size;
-        groups = backward_groups(tiles, blocks, weights_size, inputs_size);
+        groups = backward_groups(tiles, blocks.count, weights_size, inputs_size);
     }
 };
 
@@ -91,7 +90,7 @@ void backward(const MlpBackward& params, int threads) {
     const MlpShape& shape = params.shape;
     const int channels = shape.channels, hidden = shape.hidden, out_channels = shape.out_channels;
     const Plan<T> plan(shape);
-    const Panels<A>& panels = plan.panels;
+    const Parts<A>&panels = plan.panels, &blocks = plan.blocks;
     const int64_t token_groups = plan.groups.token_groups, unit_groups = plan.groups.unit_groups;
     const int64_t waiting = unit_groups > 1 ? unit_groups * plan.inputs_size : 0;
     A* const weights = static_cast<A*>(
@@ -129,8 +128,8 @@ void backward(const MlpBackward& params, int threads) {
 
         const int64_t first_tile = token_group * plan.tiles / token_groups;
         const int64_t last_tile = (token_group + 1) * plan.tiles / token_groups;
-        const int64_t first_block = unit_group * plan.blocks / unit_groups;
-        const int64_t last_block = (unit_group + 1) * plan.blocks / unit_groups;
+        const int64_t first_block = unit_group * blocks.count / unit_groups;
+        const int64_t last_block = (unit_group + 1) * blocks.count / unit_groups;
         for (int64_t tile = first_tile; tile < last_tile; ++tile) {
             const bool add = tile > first_tile;
             const int64_t first = tile * plan.tile_panels;
@@ -149,8 +148,9 @@ void backward(const MlpBackward& params, int threads) {
                                     : grad_x + (panel - first) * plan.panel_size,
                                 lanes};
             };
-            load_rows<A>(static_cast<const T*>(params.x), token, tokens, nullptr, shape.tokens, x_rows);
-            load_rows(static_cast<const T*>(params.grad_out), token, tokens,
+            load_rows<A>(static_cast<const T*>(params.x), channels, token, tokens, nullptr, shape.tokens,
+                         x_rows);
+            load_rows(static_cast<const T*>(params.grad_out), out_channels, token, tokens,
                       static_cast<const A*>(params.sample_scale), shape.tokens, grad_rows);
             for (int64_t panel = first; panel < last; ++panel) {
                 const int64_t begin = panels.begin(panel) - token;
@@ -159,8 +159,8 @@ void backward(const MlpBackward& params, int threads) {
             }
             if (unit_group == 0) sum_rows(grad_rows, tokens, add, grad_b2);
             for (int64_t block = first_block; block < last_block; ++block) {
-                const int64_t unit = block * hidden / plan.blocks;
-                const int units = static_cast<int>((block + 1) * hidden / plan.blocks - unit);
+                const int64_t unit = blocks.begin(block);
+                const int units = blocks.size(block);
                 const auto w1 = weight_block(static_cast<const T*>(params.w1) + unit * channels, channels,
                                              units, channels, w1_scratch);
                 const auto w2 = weight_block(static_cast<const T*>(params.w2) + unit, hidden, out_channels,

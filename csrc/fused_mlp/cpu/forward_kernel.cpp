@@ -12,29 +12,6 @@
 namespace ck::CK_ISA {
 namespace {
 
-// Hidden units at a time: a panel of them is half of the first-level cache.
-constexpr int kHiddenBlock = 128;
-// With fewer tasks the hidden units are split too.
-constexpr int64_t kLeastTasks = 8;
-// Panels of a task, that share a block of converted weights; and tasks from which on it has so many.
-constexpr int64_t kTaskPanels = 4, kManyTasks = 32;
-
-template <class A>
-struct Plan {
-    Panels<A> panels;
-    int64_t panels_per_task, tasks, groups, blocks;
-
-    explicit Plan(const MlpShape& shape)
-        : panels(shape.samples * shape.tokens),
-          blocks(shape.hidden > kHiddenBlock ? ceil_div(shape.hidden, kHiddenBlock) : 1) {
-        const int64_t share = panels.count / kManyTasks;
-        panels_per_task = share < 1 ? 1 : share < kTaskPanels ? share : kTaskPanels;
-        tasks = ceil_div(panels.count, panels_per_task);
-        const int64_t wanted = ceil_div(kLeastTasks, panels.count);
-        groups = wanted < blocks ? wanted : blocks;
-    }
-};
-
 // hidden = gelu(hidden + bias), rounded to T.
 template <class T>
 void activate(Panel<Accumulator<T>> hidden, int64_t rows, int vectors, const Accumulator<T>* bias) {
@@ -61,40 +38,38 @@ void forward(const MlpForward& params, int threads) {
                                 static_cast<const A*>(params.sample_scale),
                                 shape.tokens,
                                 out_channels};
-    const Plan<A> plan(shape);
-    const Panels<A>& panels = plan.panels;
+    const TokenTasks<A> tasks(shape.samples * shape.tokens, hidden);
+    const Parts<A>&panels = tasks.panels, &blocks = tasks.blocks;
 
     // Of each thread: x, the hidden block, and the weights that make it and are applied to it.
-    const int64_t x_size = plan.panels_per_task * channels * lanes, hidden_size = kHiddenBlock * lanes;
-    const int64_t w1_size = weight_block_size<T>(kHiddenBlock, channels);
-    const int64_t w2_size = weight_block_size<T>(out_channels, kHiddenBlock);
+    const int64_t x_size = tasks.panels_per_task * channels * lanes, hidden_size = kUnitBlock * lanes;
+    const int64_t w1_size = weight_block_size<T>(kUnitBlock, channels);
+    const int64_t w2_size = weight_block_size<T>(out_channels, kUnitBlock);
     const int64_t scratch_size = x_size + hidden_size + w1_size + w2_size;
     // The output before its rounding: of the panels of a thread's task or, of several groups, of all panels.
     const int64_t y_size = out_channels * lanes, group_size = panels.count * y_size;
     const int64_t y_total =
-        plan.groups > 1 ? plan.groups * group_size : threads * plan.panels_per_task * y_size;
+        tasks.groups > 1 ? tasks.groups * group_size : threads * tasks.panels_per_task * y_size;
     A* const scratch = static_cast<A*>(workspace((threads * scratch_size + y_total) * sizeof(A)));
     A* const ys = scratch + threads * scratch_size;
 
-    parallel_for(threads, plan.tasks * plan.groups, [&](int64_t index, int thread) {
-        const int64_t group = index / plan.tasks, first = index % plan.tasks * plan.panels_per_task;
-        const int64_t last =
-            first + plan.panels_per_task < panels.count ? first + plan.panels_per_task : panels.count;
+    parallel_for(threads, tasks.count * tasks.groups, [&](int64_t index, int thread) {
+        const int64_t group = index / tasks.count, task = index % tasks.count;
+        const int64_t first = tasks.first_panel(task), last = tasks.last_panel(task);
         A* const x_panels = scratch + thread * scratch_size;
         const Panel<A> h{x_panels + x_size, lanes};
         A* const w1_scratch = h.data + hidden_size;
         A* const w2_scratch = w1_scratch + w1_size;
-        A* const y = plan.groups > 1 ? ys + group * group_size + first * y_size
-                                     : ys + thread * plan.panels_per_task * y_size;
+        A* const y = tasks.groups > 1 ? ys + group * group_size + first * y_size
+                                      : ys + thread * tasks.panels_per_task * y_size;
         for (int64_t panel = first; panel < last; ++panel) {
             pack_tokens(x + panels.begin(panel) * channels, channels, panels.size(panel), channels,
                         Panel<A>{x_panels + (panel - first) * channels * lanes, lanes});
         }
-        const int64_t first_block = group * plan.blocks / plan.groups;
-        const int64_t last_block = (group + 1) * plan.blocks / plan.groups;
-        for (int64_t block = first_block; block < last_block; ++block) {
-            const int64_t unit = block * hidden / plan.blocks;
-            const int units = static_cast<int>((block + 1) * hidden / plan.blocks - unit);
+        const int64_t first_block = tasks.first_block(group);
+        for (int64_t block = first_block; block < tasks.first_block(group + 1); ++block) {
+            const int64_t unit = blocks.begin(block);
+            const int units = blocks.size(block);
             const auto w1 = weight_block(static_cast<const T*>(params.w1) + unit * channels, channels, units,
                                          channels, w1_scratch);
             const auto w2 = weight_block(static_cast<const T*>(params.w2) + unit, hidden, out_channels, units,
@@ -109,13 +84,13 @@ void forward(const MlpForward& params, int threads) {
                          vectors, block > first_block, Panel<A>{y + (panel - first) * y_size, lanes});
             }
         }
-        if (plan.groups > 1) return;
+        if (tasks.groups > 1) return;
         for (int64_t panel = first; panel < last; ++panel) {
             store_tokens(Panel<A>{y + (panel - first) * y_size, lanes}, panels.begin(panel),
                          panels.size(panel), 0, out_channels, output);
         }
     });
-    if (plan.groups > 1) store_token_sums(panels, ys, plan.groups, output, threads);
+    if (tasks.groups > 1) store_token_sums(panels, ys, tasks.groups, output, threads);
 }
 
 }  // namespace

@@ -4,9 +4,9 @@
 // Tasks depend on the shape alone and their sums are added in order: statistics do not depend on the threads.
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/statistics.h"
 #include "cpu/workspace.h"
 #include "local_aggregation/cpu/kernels.h"
-#include "local_aggregation/cpu/statistics.h"
 #include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
@@ -32,13 +32,14 @@ int64_t run_pixels(int width, int64_t pixel_bytes) {
 template <class T>
 void window_pixels_and_sums(const Window<T>& window, int64_t begin, int64_t end, T* out, int64_t out_stride,
                             double* sums) {
-    for (int64_t i = 0; i < 2 * statistics_stride(window.channels); ++i) sums[i] = 0;
+    const int64_t stride = statistics_stride(window.channels);
+    for (int64_t i = 0; i < 2 * stride; ++i) sums[i] = 0;
     const int64_t run = run_pixels(window.width, window.channels * static_cast<int64_t>(sizeof(T)));
     for (int64_t pixel = begin; pixel < end;) {
         const int64_t rest = run < window.width ? window.width - pixel % window.width : end - pixel;
         const int64_t count = run < rest ? run : rest;
         window_pixels(window, pixel, pixel + count, nullptr, 0, out, out_stride);
-        add_pixels(out, out_stride, count, window.channels, sums);
+        add_pixels(out, out_stride, count, window.channels, sums, stride);
         out += count * out_stride;
         pixel += count;
     }
@@ -52,8 +53,8 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
     const int64_t padded = round_up(shape.channels, kLanes<A>);
     const int64_t tasks_per_image = ceil_div(shape.height, kTaskRows), tasks = shape.batch * tasks_per_image;
     const int64_t sums_count = statistics.sum ? 2 * statistics_stride(shape.channels) : 0;
-    double* sums = static_cast<double*>(
-        workspace(tasks * sums_count * sizeof(double) + taps * padded * sizeof(A)));
+    double* sums =
+        static_cast<double*>(workspace(tasks * sums_count * sizeof(double) + taps * padded * sizeof(A)));
     A* weight = reinterpret_cast<A*>(sums + tasks * sums_count);
     constexpr int block = 4 * kLanes<A>;
     parallel_for(threads, ceil_div(shape.channels, block), [&](int64_t index, int) {
@@ -85,7 +86,10 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
             window_pixels(window, begin, end, nullptr, 0, out, params.out.column_stride);
         }
     });
-    if (statistics.sum) reduce_statistics<A>(sums, tasks, shape.channels, statistics, threads);
+    if (statistics.sum) {
+        reduce_statistics(sums, tasks, shape.channels, static_cast<A*>(statistics.sum),
+                          static_cast<A*>(statistics.square_sum), threads);
+    }
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 
 #include "cpu/convert.h"
 #include "cpu/parallel.h"
-#include "local_aggregation/params.h"
 
 namespace ck::CK_ISA {
 
@@ -46,7 +45,8 @@ CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count,
     const V lanes = lane_numbers<V>(MakeLaneIndices<L>{});
     const auto add = [&](double* target, V value) __attribute__((always_inline)) {
         const V added = lanes < static_cast<Element<V>>(counted) ? V{} : value;
-        Vec<double, L> total;  // wider than a register: the compiler warns of functions that take or return it
+        Vec<double, L>
+            total;  // wider than a register: the compiler warns of functions that take or return it
         __builtin_memcpy(&total, target, sizeof(total));
         total += __builtin_convertvector(added, Vec<double, L>);
         __builtin_memcpy(target, &total, sizeof(total));
@@ -58,13 +58,14 @@ CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count,
     }
 }
 
-// The same for all channels. A last vector that is not full is moved back to end with the channels.
+// The same for `channels` channels; `stride` is that of the sums. A last vector that is not full is moved
+// back to end with the channels.
 template <class T>
-void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums) {
+void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums,
+                int64_t stride) {
     using A = Accumulator<T>;
     constexpr int L = kLanes<A>;
     constexpr int vectors = 4;  // two sums each: enough of them to hide how long an addition takes
-    const int64_t stride = statistics_stride(channels);
     int channel = 0;
     for (; channel + vectors * L <= channels; channel += vectors * L) {
         add_vectors<Vec<A>, vectors>(pixels + channel, pixel_stride, count, 0, sums + channel, stride);
@@ -85,11 +86,10 @@ void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channe
 
 // Adds up the tasks' sums in order.
 template <class A>
-void reduce_statistics(const double* sums, int64_t tasks, int channels, const ChannelStatistics& statistics,
-                       int threads) {
+void reduce_statistics(const double* sums, int64_t tasks, int channels, A* sum, A* square_sum, int threads) {
     constexpr int L = kLanes<double>;
     const int64_t stride = statistics_stride(channels);
-    A* const results[] = {static_cast<A*>(statistics.sum), static_cast<A*>(statistics.square_sum)};
+    A* const results[] = {sum, square_sum};
     parallel_for(threads, stride / L, [&](int64_t index, int) {
         const int64_t first = index * L;
         for (int which = 0; which < 2; ++which) {
