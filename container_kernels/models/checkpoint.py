@@ -51,7 +51,7 @@ def translate_release_names(model: nn.Module, state_dict: dict, prefix: str, *_)
 
 
 def refuse_other_norm(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """`load_state_dict` pre-hook: the final norm refuses what is fused when it is not, and the reverse, as blocks do."""
+    """`load_state_dict` pre-hook: `model.norm` refuses weights of the other kind, as blocks do themselves."""
     refuse_weights_of_the_other_kind(model.norm, state_dict, f"{prefix}norm.")
 
 
