@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_norm_folding import NORMS, UNKNOWN, image, make_block, one_after_the_other
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from container_kernels import ContainerBlock, LocalAggregation
+from container_kernels import ContainerBlock, LocalAggregation, use_backend
 from container_kernels.modules.deploy import ChannelAffine, FusedContainerBlock
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -202,6 +203,32 @@ def test_half_precision_keeps_all_but_matrices_in_float32(dtype):
     # Converted before, the weights are those of a network of that dtype; sums stay wide.
     assert copy.deepcopy(block).to(dtype).fuse().fused_mlp.b1.dtype == torch.float32
     assert {parameter.dtype for parameter in fused.double().parameters()} == {torch.float64}
+
+
+class Operations(TorchDispatchMode):
+    """What runs, but for views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(str(func).removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dynamic", [True, False], ids=["mix", "static"])
+def test_a_block_is_five_operations(dynamic, dtype):
+    """No arithmetic on weights, no conversion, no copy."""
+    fused = make_block("batch norm", dynamic=dynamic).fuse().to(dtype)
+    x = image(2, 12, 5, 6, dtype=dtype)
+    with torch.no_grad(), use_backend("cpu"), Operations() as operations:
+        fused(x)
+    middle = "mix" if dynamic else "local"
+    expected = [f"container_kernels.{name}_fwd_cpu" for name in ("local", "proj", middle, "proj", "mlp")]
+    assert operations.names == expected
 
 
 def saved(state_dict):
