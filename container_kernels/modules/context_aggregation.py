@@ -9,7 +9,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..ops.autocast import activation_dtype
-from ..ops.context_aggregation import context_aggregation
+from ..ops.context_aggregation import context_aggregation, packed_context_aggregation
 from ..ops.fold_norm import Moments
 from ..ops.projection import projection, projection_with_statistics
 from .folding import Affine
@@ -163,20 +163,20 @@ class ContextAggregation(nn.Module):
     def _aggregate(self, packed: Tensor) -> Tensor:
         """Packed projections (B, H, W, 3C), or values (B, H, W, C), to (B, H, W, C), without copies."""
         batch, height, width, _ = packed.shape
-        heads = packed.reshape(batch, height * width, 3 if self.dynamic else 1, self.num_heads, self.head_dim)
-        q, k, v = heads.unbind(2) if self.dynamic else (None, None, heads[:, :, 0])
         alpha, beta = self.mixing_weights()
-        y = context_aggregation(
-            q,
-            k,
-            v,
-            alpha=alpha,
-            beta=beta,
-            local_weight=self.local_weight,
-            local_bias=self.local_bias,
-            affinity=self.affinity,
-            grid_size=(height, width),
-        )
+        terms = {
+            "alpha": alpha,
+            "beta": beta,
+            "local_weight": self.local_weight,
+            "local_bias": self.local_bias,
+            "affinity": self.affinity,
+            "grid_size": (height, width),
+        }
+        heads = (self.num_heads, self.head_dim)
+        if self.dynamic:
+            y = packed_context_aggregation(packed.reshape(batch, height * width, 3, *heads), **terms)
+        else:
+            y = context_aggregation(None, None, packed.reshape(batch, height * width, *heads), **terms)
         return y.view(batch, height, width, self.dim)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT
-from .api import context_aggregation
+from .api import context_aggregation, packed_context_aggregation
 
-__all__ = ["context_aggregation"]
+__all__ = ["context_aggregation", "packed_context_aggregation"]

@@ -10,6 +10,7 @@ from .. import autocast
 from ..backend import choose
 from ..library import accumulation_dtype
 from ..local_aggregation.autograd import local_forward
+from ..validation import check_tensor
 from .autograd import as_image, mix_forward
 from .backends import why_not
 from .reference import context_aggregation_reference
@@ -68,11 +69,45 @@ def context_aggregation(
         device_type = v.device.type
         with torch.autocast(device_type, enabled=False):
             q, k, v = (autocast.cast(t, device_type) for t in (q, k, v))
-            return _context_aggregation(q, k, v, *parameters, backend)
-    return _context_aggregation(q, k, v, *parameters, backend)
+            return _context_aggregation((q, k, v), None, *parameters, backend)
+    return _context_aggregation((q, k, v), None, *parameters, backend)
 
 
-def _context_aggregation(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend) -> Tensor:
+def packed_context_aggregation(
+    packed: Tensor,
+    *,
+    alpha: Tensor | float = 1.0,
+    beta: Tensor | float = 1.0,
+    local_weight: Tensor | None = None,
+    local_bias: Tensor | None = None,
+    affinity: Tensor | None = None,
+    grid_size: tuple[int, int] | None = None,
+    scale: float | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`context_aggregation` of the q, k and v that lie in one packed projection (B, N, 3, M, D).
+
+    The same numbers; its gradient is written as one tensor, where the gradients of three slices would first have to be
+    copied together. Arguments, result and errors as there.
+    """
+    check_tensor("packed", packed, 5, "(B, N, 3, M, D)")
+    if packed.shape[2] != 3:
+        raise ValueError(f"packed: expected (B, N, 3, M, D), got {tuple(packed.shape)}")
+    parameters = (alpha, beta, local_weight, local_bias, affinity, grid_size, scale)
+    qkv = packed.unbind(2)
+    validate(*qkv, *parameters, same_dtype=True)
+    if autocast.is_active(packed):
+        device_type = packed.device.type
+        with torch.autocast(device_type, enabled=False):
+            packed = autocast.cast(packed, device_type)
+            return _context_aggregation(packed.unbind(2), packed, *parameters, backend)
+    return _context_aggregation(qkv, packed, *parameters, backend)
+
+
+def _context_aggregation(
+    qkv, packed, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, backend
+) -> Tensor:
+    q, k, v = qkv
     head_dim = v.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     op = "local_aggregation" if q is None else "context_aggregation"
@@ -91,7 +126,8 @@ def _context_aggregation(q, k, v, alpha, beta, local_weight, local_bias, affinit
         return _static(chosen, v, local_weight, local_bias, affinity, grid_size)
     height, width = (0, 0) if local_weight is None else grid_size
     alpha = _per_head(alpha, v, dtype)
-    return mix_forward(chosen, q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)
+    qkv = qkv if packed is None else (packed,)
+    return mix_forward(chosen, qkv, alpha, local_weight, local_bias, affinity, height, width, scale)
 
 
 def _static(chosen: str, v, local_weight, local_bias, affinity, grid_size) -> Tensor:

@@ -12,9 +12,7 @@ from .schema import WITH_LOCAL_GRADIENT
 
 def mix_forward(
     backend: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: tuple[Tensor, ...],
     alpha: Tensor,
     local_weight: Tensor | None,
     local_bias: Tensor | None,
@@ -23,9 +21,13 @@ def mix_forward(
     width: int,
     scale: float,
 ) -> Tensor:
-    """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`; parameters as in `schema`."""
-    operator = getattr(torch.ops.container_kernels, f"mix_fwd_{backend}")
-    return operator(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)[0]
+    """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`; parameters as in `schema`.
+
+    `qkv` is (q, k, v), or one packed projection alone.
+    """
+    name = backend if len(qkv) == 3 else f"packed_{backend}"
+    operator = getattr(torch.ops.container_kernels, f"mix_fwd_{name}")
+    return operator(*qkv, alpha, local_weight, local_bias, affinity, height, width, scale)[0]
 
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
@@ -33,28 +35,29 @@ def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bimd,bjmd->mij", grad_out, v)
 
 
-def _register(backend: str) -> None:
+def _register(backend: str, packed: bool) -> None:
+    name = f"packed_{backend}" if packed else backend
+    count = 1 if packed else 3
+
     def setup_context(ctx, inputs, output):
-        q, k, v, alpha, local_weight, _, affinity, *ctx.geometry = inputs
+        alpha, local_weight, _, affinity, *ctx.geometry = inputs[count:]
         _, logsumexp = output
         ctx.mark_non_differentiable(logsumexp)
-        ctx.save_for_backward(q, k, v, alpha, local_weight, affinity, logsumexp)
+        ctx.save_for_backward(*inputs[:count], alpha, local_weight, affinity, logsumexp)
 
     def backward(ctx, grad_out, _):
-        q, k, v, alpha, local_weight, affinity, logsumexp = ctx.saved_tensors
-        height, width, scale = ctx.geometry
-        need_weight, need_bias, need_affinity = ctx.needs_input_grad[4:7]
+        *qkv, alpha, local_weight, affinity, logsumexp = ctx.saved_tensors
+        need_weight, need_bias, need_affinity = ctx.needs_input_grad[count + 1 : count + 4]
         grad_weight = grad_bias = grad_affinity = None
+        v = qkv[0].select(2, 2) if packed else qkv[2]
         if (need_weight or need_bias) and backend in WITH_LOCAL_GRADIENT:
-            operator = getattr(torch.ops.container_kernels, f"mix_bwd_local_{backend}")
-            *grads, grad_weight, grad_bias = operator(
-                grad_out, q, k, v, alpha, local_weight, logsumexp, height, width, scale
-            )
+            operator = getattr(torch.ops.container_kernels, f"mix_bwd_local_{name}")
+            *grads, grad_weight, grad_bias = operator(grad_out, *qkv, alpha, local_weight, logsumexp, *ctx.geometry)
         else:
-            operator = getattr(torch.ops.container_kernels, f"mix_bwd_{backend}")
-            grads = operator(grad_out, q, k, v, alpha, local_weight, affinity, logsumexp, height, width, scale)
+            operator = getattr(torch.ops.container_kernels, f"mix_bwd_{name}")
+            grads = operator(grad_out, *qkv, alpha, local_weight, affinity, logsumexp, *ctx.geometry)
             if need_weight or need_bias:
-                grid = (height, width)
+                grid = tuple(ctx.geometry[:2])
                 grad_weight, grad_bias = local_weight_gradient(
                     backend, as_image(grad_out, grid), as_image(v, grid), *local_weight.shape[1:]
                 )
@@ -70,12 +73,10 @@ def _register(backend: str) -> None:
             None,
         )
 
-    torch.library.register_autograd(
-        f"{NAMESPACE}::mix_fwd_{backend}", backward, setup_context=setup_context, lib=LIBRARY
-    )
-    refuse_double_backward(f"mix_bwd_{backend}", backend)
+    torch.library.register_autograd(f"{NAMESPACE}::mix_fwd_{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    refuse_double_backward(f"mix_bwd_{name}", backend)
     if backend in WITH_LOCAL_GRADIENT:
-        refuse_double_backward(f"mix_bwd_local_{backend}", backend)
+        refuse_double_backward(f"mix_bwd_local_{name}", backend)
 
 
 def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -84,4 +85,5 @@ def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
 
 
 for _backend in DEVICE_TYPES:
-    _register(_backend)
+    for _packed in (False, True):
+        _register(_backend, _packed)

@@ -107,12 +107,15 @@ def backward(
     grad_alpha: Tensor,
     config: BackwardConfig | None = None,
 ) -> None:
-    """Write the gradients of q, k, v and alpha; sums are taken in a fixed order, never by atomics."""
+    """Write the gradients of q, k, v (which share their strides) and alpha.
+
+    Sums are taken in a fixed order, never by atomics.
+    """
     batch, n, num_heads, head_dim = q.shape
     config = config or configs.backward_config(n, head_dim, q.dtype)
     taps, kernel_h, kernel_w = window(local_weight)
     inputs = (grad_out, q, k, v, alpha)
-    all_strides = (strides(grad_out), strides(q), strides(k), strides(v))
+    all_strides = (strides(grad_out), strides(q), strides(k), strides(v), strides(grad_q))
     local = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     heads = batch * num_heads
     with device_of(q):

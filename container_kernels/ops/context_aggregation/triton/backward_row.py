@@ -18,7 +18,6 @@ from .primitives import (
     LOG2E,
     add_local,
     head_of,
-    head_of_contiguous,
     load_affinity,
     load_tokens,
     locate,
@@ -62,6 +61,7 @@ def finish_grad_v(
     height,
     width,
     stride_n,
+    grad_v_stride_n,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -101,7 +101,7 @@ def finish_grad_v(
             HEAD_DIM,
             BLOCK_D,
         )
-    store_tokens(grad_v_head, accumulator, keys, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    store_tokens(grad_v_head, accumulator, keys, n, grad_v_stride_n, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -122,6 +122,7 @@ def backward_row_kernel(
     q_strides,
     k_strides,
     v_strides,
+    grad_strides,
     n,
     num_heads,
     height,
@@ -140,7 +141,7 @@ def backward_row_kernel(
     keys = tl.arange(0, BLOCK_N)
     q_head = head_of(q_ptr, q_strides, batch, head)
     grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
-    grad_q_head = head_of_contiguous(grad_q_ptr, batch, head, n, num_heads, HEAD_DIM)
+    grad_q_head = head_of(grad_q_ptr, grad_strides, batch, head)
     logsumexp_head = logsumexp_ptr + (batch * num_heads + head) * n
     alpha = tl.load(alpha_ptr + head)
 
@@ -164,17 +165,17 @@ def backward_row_kernel(
         grad_scores = rounded(weights * (grad_weights - delta[None, :]), k.dtype)
         grad_k = dot(grad_scores, q, grad_k, PRECISION)
         grad_q = dot(tl.trans(grad_scores), k, tl.zeros([BLOCK_M, BLOCK_D], tl.float32), PRECISION)
-        store_tokens(grad_q_head, grad_q * (alpha * scale), queries, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+        store_tokens(grad_q_head, grad_q * (alpha * scale), queries, n, grad_strides[1], HEAD_DIM, BLOCK_D)
 
     tl.store(grad_alpha_ptr + batch * num_heads + head, tl.sum(deltas, 0))
-    grad_k_head = head_of_contiguous(grad_k_ptr, batch, head, n, num_heads, HEAD_DIM)
-    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    grad_k_head = head_of(grad_k_ptr, grad_strides, batch, head)
+    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, grad_strides[1], HEAD_DIM, BLOCK_D)
     finish_grad_v(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,
         affinity_ptr,
-        head_of_contiguous(grad_v_ptr, batch, head, n, num_heads, HEAD_DIM),
+        head_of(grad_v_ptr, grad_strides, batch, head),
         head,
         keys,
         n,
@@ -182,6 +183,7 @@ def backward_row_kernel(
         height,
         width,
         grad_out_strides[1],
+        grad_strides[1],
         KERNEL_H,
         KERNEL_W,
         PRECISION,

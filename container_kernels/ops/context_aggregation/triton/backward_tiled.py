@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ...triton_primitives import dot, rounded
 from .backward_row import finish_grad_v
-from .primitives import LOG2E, head_of, head_of_contiguous, load_tokens, locate, store_tokens
+from .primitives import LOG2E, head_of, load_tokens, locate, store_tokens
 
 
 @triton.jit
@@ -46,6 +46,7 @@ def backward_query_kernel(
     q_strides,
     k_strides,
     v_strides,
+    grad_strides,
     n,
     num_heads,
     scale,
@@ -89,8 +90,8 @@ def backward_query_kernel(
         grad_scores = weights * (grad_weights - delta[:, None])
         grad_q = dot(rounded(grad_scores, k.dtype), k, grad_q, PRECISION)
     grad_q *= tl.load(alpha_ptr + head) * scale
-    grad_q_head = head_of_contiguous(grad_q_ptr, batch, head, n, num_heads, HEAD_DIM)
-    store_tokens(grad_q_head, grad_q, queries, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    grad_q_head = head_of(grad_q_ptr, grad_strides, batch, head)
+    store_tokens(grad_q_head, grad_q, queries, n, grad_strides[1], HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -110,6 +111,7 @@ def backward_key_kernel(
     q_strides,
     k_strides,
     v_strides,
+    grad_strides,
     n,
     num_heads,
     height,
@@ -149,14 +151,14 @@ def backward_key_kernel(
         grad_scores = weights * (grad_weights - delta[None, :])
         grad_k = dot(rounded(grad_scores, q.dtype), q, grad_k, PRECISION)
 
-    grad_k_head = head_of_contiguous(grad_k_ptr, batch, head, n, num_heads, HEAD_DIM)
-    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    grad_k_head = head_of(grad_k_ptr, grad_strides, batch, head)
+    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, grad_strides[1], HEAD_DIM, BLOCK_D)
     finish_grad_v(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,
         affinity_ptr,
-        head_of_contiguous(grad_v_ptr, batch, head, n, num_heads, HEAD_DIM),
+        head_of(grad_v_ptr, grad_strides, batch, head),
         head,
         keys,
         n,
@@ -164,6 +166,7 @@ def backward_key_kernel(
         height,
         width,
         grad_out_strides[1],
+        grad_strides[1],
         KERNEL_H,
         KERNEL_W,
         PRECISION,
