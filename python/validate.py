@@ -3,6 +3,7 @@
 
 python python/validate.py --checkpoint RUN/best.pth                                       as it was trained
 python python/validate.py --model container_light --checkpoint FILE --data-path IMAGENET  released weights
+    --fuse evaluates the network that `fuse()` makes: the same numbers, faster
 """
 
 from __future__ import annotations

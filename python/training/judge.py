@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from timm.utils import reparameterize_model
+from torch import nn
+
 from training.build import build_model, make_image_format
 from training.checkpoint import load_weights, peek_checkpoint
 from training.compute import make_compute
@@ -43,6 +46,7 @@ class ValidationOptions:
         None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "compute"
     )
     channels_last: bool = option(True, "channels-last memory layout", "compute")
+    fuse: bool = option(False, "fold norms and parallel branches into other layers beforehand", "compute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,11 @@ def settings_from(explicit: dict) -> ValidationOptions:
     )
 
 
+def fuse(model: nn.Module) -> nn.Module:
+    """`model` for evaluation alone: by its own `fuse`, or as timm does for any of its models."""
+    return model.eval().fuse() if hasattr(model, "fuse") else reparameterize_model(model.eval(), inplace=True)
+
+
 def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgement:
     """Evaluate a checkpoint, and print the result unless `quiet`.
 
@@ -119,6 +128,8 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
         raise DataError(f"{name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
     load_weights(model, options.checkpoint, use_ema=options.use_ema)
     model.to(device=compute.device, memory_format=compute.memory_format)
+    if options.fuse:
+        model = fuse(model)
 
     image_format = make_image_format(model, input_size, options.crop_pct or trained.get("crop_pct"))
     evaluation = make_evaluation(

@@ -10,10 +10,12 @@ import sys
 import time
 
 import pytest
+import timm
 import torch
 import train
 import validate
 from PIL import Image
+from training import judge
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
 from trial_runs import PROGRAMS, small_run
@@ -261,6 +263,26 @@ def test_weights_of_other_programs_are_judged(finished, images, tmp_path):
     model = ["--model", "test_resnet", "--num-classes", "3", "--input-size", "32", "--device", "cpu"]
     judgement = validate.main(["--checkpoint", str(weights), "--data-path", str(images), *model])
     assert judgement.metrics.top1 == finished[0].history[-1]["val_top1"]
+
+
+@pytest.mark.parametrize("name", ["container_tiny", "repghostnet_050", "test_resnet"])
+def test_a_fused_network_is_judged_alike(name, images, tmp_path, monkeypatch):
+    """Ours by its own method, others by timm's function, which leaves a network without anything to fuse as it is."""
+    fuse, fused = judge.fuse, []
+
+    def recording_fuse(model):
+        fused.append(fuse(model))
+        return fused[-1]
+
+    monkeypatch.setattr(judge, "fuse", recording_fuse)
+    model = timm.create_model(name, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    arguments = ["--model", name, "--num-classes", "3", "--checkpoint", str(tmp_path / "weights.pth")]
+    arguments += ["--data-path", str(images), "--input-size", "32", "--num-workers", "0", "--device", "cpu"]
+    plain, metrics = (validate.main([*arguments, *more]).metrics for more in ([], ["--fuse"]))
+    assert metrics.loss == pytest.approx(plain.loss, rel=1e-4) and metrics.images == 15
+    assert len(fused) == 1
+    assert (fused[0].state_dict().keys() == model.state_dict().keys()) == (name == "test_resnet")
 
 
 @pytest.mark.gpu
