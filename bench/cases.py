@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contenders import Problem
 from network_problems import BlockProblem, ModelProblem
 from op_problems import DepthwiseProblem, MixProblem
+from token_problems import MlpProblem, ProjectionProblem
 
 from container_kernels.testing import MixCase
 
-SECTIONS = ("mix", "depthwise", "block", "model")
+SECTIONS = ("mix", "depthwise", "mlp", "projection", "block", "model")
 
 # Batch on a GPU, height, width, channels, heads.
 MIX_SHAPES = (
@@ -26,6 +27,16 @@ MIX_SHAPES = (
 # Batch on a GPU, height, width, channels.
 DEPTHWISE_SHAPES = ((128, 7, 7, 512), (128, 14, 14, 320), (128, 28, 28, 128), (128, 56, 56, 64))
 DEPTHWISE_KERNELS = (3, 5, 7)
+# Batch on a GPU, tokens, channels, hidden channels over them.
+MLP_SHAPES = ((128, 3136, 64, 8), (128, 784, 128, 8), (128, 196, 320, 4), (128, 49, 512, 4))
+# Batch on a GPU, tokens, channels in and out: those of output projections, and one of queries, keys and values.
+PROJECTION_SHAPES = (
+    (128, 3136, 64, 64),
+    (128, 784, 128, 128),
+    (128, 196, 320, 320),
+    (128, 49, 512, 512),
+    (128, 49, 512, 1536),
+)
 # Stage, whether it mixes, batch on a GPU, grid.
 BLOCKS = ((4, True, 128, 7), (3, True, 128, 14), (2, False, 128, 28), (1, False, 128, 56))
 # Name, batch on a GPU, batch on a CPU, size of the image. In the first stage of CONTAINER eager keeps N×N matrices of
@@ -63,6 +74,18 @@ def _depthwise(device: str, shapes=DEPTHWISE_SHAPES) -> Iterator[Problem]:
                 yield DepthwiseProblem(device, backward, _batch(batch, device), *shape, kernel)
 
 
+def _mlp(device: str, shapes=MLP_SHAPES) -> Iterator[Problem]:
+    for backward in (False, True):
+        for batch, tokens, channels, ratio in shapes:
+            yield MlpProblem(device, backward, _batch(batch, device), tokens, channels, ratio)
+
+
+def _projection(device: str, shapes=PROJECTION_SHAPES) -> Iterator[Problem]:
+    for backward in (False, True):
+        for batch, tokens, channels, out_channels in shapes:
+            yield ProjectionProblem(device, backward, _batch(batch, device), tokens, channels, out_channels)
+
+
 def _block(device: str, blocks=BLOCKS) -> Iterator[Problem]:
     for training in (False, True):
         for stage, mixing, batch, grid in blocks:
@@ -75,10 +98,14 @@ def _model(device: str, models=MODELS) -> Iterator[Problem]:
             yield ModelProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, size)
 
 
-_SECTIONS = {"mix": _mix, "depthwise": _depthwise, "block": _block, "model": _model}
+_SECTIONS = {
+    "mix": _mix, "depthwise": _depthwise, "mlp": _mlp, "projection": _projection, "block": _block, "model": _model,
+}  # fmt: skip
 _SMALL = {
     "mix": lambda device: _mix(device, MIX_SHAPES[:3]),
     "depthwise": lambda device: _depthwise(device, DEPTHWISE_SHAPES[1:2]),
+    "mlp": lambda device: _mlp(device, MLP_SHAPES[3:]),
+    "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),
 }

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import torch
 
+import container_kernels
 from container_kernels import usable_backends
 
 ROOT = Path(__file__).resolve().parents[1]
+# That of the library that is measured, which need not be this tree's.
+LIBRARY = Path(container_kernels.__file__).resolve().parents[1]
+
+# All that `torch.compile` has: CUDA graphs are made of every contender by the clock. On a CPU its default, because a
+# search among kernels takes longer than everything else.
+COMPILE_MODES = {"cuda": "max-autotune-no-cudagraphs", "cpu": "default"}
 
 
 def default_device() -> str:
@@ -39,6 +46,7 @@ def conditions(device: str) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "usable backends": ", ".join(backends),
         "torch": torch.__version__,
+        "torch.compile of networks": f"mode {COMPILE_MODES[device]}",
         "triton": _version("triton"),
         "timm": _version("timm"),
         "python": platform.python_version(),
@@ -70,13 +78,14 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Short commit of this tree, and whether files differ from it."""
+    """Short commit of the library's tree, and whether files differ from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=LIBRARY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "container_kernels", "csrc", "bench")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "container_kernels", "csrc")
         return git("rev-parse", "--short", "HEAD") + (" with local changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "not in a git repository"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The block and the models against the released network in plain PyTorch, `torch.channels_last` on both sides.
 
-On a GPU under autocast to bfloat16, on a CPU in float32. A training step is forward, cross entropy, backward, AdamW.
+On a GPU under autocast to bfloat16, on a CPU in float32. Inference of ours is that of the fused network (`fuse()`). A
+training step is forward, cross entropy, backward, AdamW, without stochastic depth.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import floors
 import timm
 import torch
 import torch.nn.functional as F
-from contenders import COMPILED, EAGER, OURS, TOLERANCE
-from machine import bench_dtype
+from contenders import COMPILED, EAGER, NOT_FUSED, OURS, TOLERANCE
+from machine import COMPILE_MODES, bench_dtype
 from released_network import MixBlock, ReleasedNetwork, StaticBlock
 from timing import Contender
 from torch import Tensor, nn
@@ -41,23 +42,35 @@ class NetworkProblem:
 
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:
-        return {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)}
+        not_fused = {} if self.training else {NOT_FUSED: (NOT_FUSED,)}
+        return {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)} | not_fused
 
     def contender(self, name: str) -> Contender:
+        module = self.network(name)
+        called = module
+        if name == COMPILED:
+            torch.compiler.reset()  # earlier shapes would count towards the recompilation limit
+            called = torch.compile(module, dynamic=False, mode=COMPILE_MODES[self.device])
+        return self.calls(module, called)
+
+    def network(self, name: str) -> nn.Module:
+        """The network or block of a contender, the same weights for every name."""
         torch.manual_seed(0)
         module = self.released()
         _randomize(module)
-        if name == OURS:
+        if name in (OURS, NOT_FUSED):
             ours = self.ours()
             ours.load_state_dict(_our_names(module.state_dict()))
             module = ours
         module = module.to(self.device, memory_format=torch.channels_last).train(self.training)
-        called = module
-        if name == COMPILED:
-            torch.compiler.reset()  # earlier shapes would count towards the recompilation limit
-            called = torch.compile(module, dynamic=False)
+        return module.fuse() if name == OURS and not self.training else module
+
+    def calls(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Contender:
+        """What is timed: an evaluation or a step of `module` through `called`, itself or what was compiled from it."""
         torch.manual_seed(1)
-        return Contender(self.step(module, called) if self.training else self.evaluation(called), [self.image()])
+        # Two images, since contenders with several inputs are timed as CUDA graphs: launches would be timed otherwise.
+        images = [self.image() for _ in range(2 if self.device == "cuda" else 1)]
+        return Contender(self.step(module, called) if self.training else self.evaluation(called), images)
 
     def evaluation(self, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
         def evaluate(image: Tensor) -> Result:
@@ -69,7 +82,7 @@ class NetworkProblem:
     def outputs(self, name: str, result: Result) -> dict[str, Tensor]:
         named, gradients = result
         if gradients:
-            gradients = gradients if name == OURS else _our_names(gradients)
+            gradients = gradients if name in (OURS, NOT_FUSED) else _our_names(gradients)
             # One vector: a bias that a norm removes has rounding noise for a gradient.
             named = named | {"gradients": torch.cat([gradients[n].flatten() for n in sorted(gradients)])}
         return named
@@ -182,7 +195,9 @@ class ModelProblem(NetworkProblem):
 
     def step(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
         named = dict(module.named_parameters())
-        optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, weight_decay=0.05)
+        # Its step counters lie on the GPU there, so that a CUDA graph can hold the whole step.
+        capturable = self.device == "cuda"
+        optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, weight_decay=0.05, capturable=capturable)
         labels = torch.randint(1000, (self.batch,), device=self.device)
 
         def train(image: Tensor) -> Result:

@@ -97,12 +97,12 @@ class MixProblem(OpProblem):
         baselines = {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)}
         if self.device == "cuda" and self.case.tokens > 256:
             baselines["fastest attention alone"] = tuple(SDPA)
-        return baselines | _backends(self.device)
+        return baselines | backends(self.device, *BACKENDS.values())
 
     def function(self, name: str) -> Callable[..., Tensor]:
         if name in SDPA:
             return _attention_alone(SDPA[name])
-        return _implementation(name, context_aggregation, eager_context_aggregation)
+        return implementation(name, context_aggregation, eager_context_aggregation)
 
     def outputs(self, name: str, result: dict[str, Tensor]) -> dict[str, Tensor]:
         return {} if name in SDPA else result
@@ -116,7 +116,7 @@ class MixProblem(OpProblem):
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
         q, k, v, *_ = leaves.values()
         keywords |= {name: leaf for name, leaf in leaves.items() if name in keywords}
-        return leaves, (q, k, v), keywords, _random(v.shape, self, seed)
+        return leaves, (q, k, v), keywords, random_tensor(v.shape, self, seed)
 
 
 @dataclass(frozen=True)
@@ -146,31 +146,33 @@ class DepthwiseProblem(OpProblem):
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:
         eager = (EAGER, NATIVE) if self.device == "cuda" else (EAGER,)
-        return {"eager": eager, "torch.compile of eager": (COMPILED,)} | _backends(self.device)
+        return {"eager": eager, "torch.compile of eager": (COMPILED,)} | backends(self.device, *BACKENDS.values())
 
     def function(self, name: str) -> Callable[..., Tensor]:
         if name == NATIVE:
             return _without_cudnn
-        return _implementation(name, local_aggregation, eager_local_aggregation)
+        return implementation(name, local_aggregation, eager_local_aggregation)
 
     def inputs(self, seed: int) -> Inputs:
         shape = (self.batch, self.height, self.width, self.channels)
         leaves = {
-            "x": _random(shape, self, seed),
-            "weight": _random((self.channels, self.kernel, self.kernel), self, seed + 1) / self.kernel,
-            "bias": _random((self.channels,), self, seed + 2),
+            "x": random_tensor(shape, self, seed),
+            "weight": random_tensor((self.channels, self.kernel, self.kernel), self, seed + 1) / self.kernel,
+            "bias": random_tensor((self.channels,), self, seed + 2),
         }
         for leaf in leaves.values():
             leaf.requires_grad_(self.backward)
-        return leaves, tuple(leaves.values()), {}, _random(shape, self, seed + 3)
+        return leaves, tuple(leaves.values()), {}, random_tensor(shape, self, seed + 3)
 
 
-def _backends(device: str) -> dict[str, tuple[str, ...]]:
-    """Each of a GPU's backends as a baseline of its own."""
-    return {name: (name,) for name in BACKENDS} if device == "cuda" else {}
+def backends(device: str, *served_by: str) -> dict[str, tuple[str, ...]]:
+    """Each of a GPU's backends that have the op, as a baseline of its own."""
+    names = (name for name, backend in BACKENDS.items() if backend in served_by)
+    return {name: (name,) for name in names} if device == "cuda" else {}
 
 
-def _implementation(name: str, ours: Callable, eager: Callable) -> Callable:
+def implementation(name: str, ours: Callable, eager: Callable) -> Callable:
+    """What a contender's name stands for, of an op that is ours and its equivalent in plain PyTorch."""
     if name == COMPILED:
         # Every problem compiles afresh: earlier shapes would count towards the recompilation limit.
         torch.compiler.reset()
@@ -200,7 +202,8 @@ def _drawn(case: MixCase, dtype: torch.dtype, device: str, seed: int) -> MixInpu
     return case.make(dtype, device, seed)
 
 
-def _random(shape: tuple[int, ...], problem: OpProblem, seed: int) -> Tensor:
+def random_tensor(shape: tuple[int, ...], problem: OpProblem, seed: int) -> Tensor:
+    """Normal numbers on the problem's device in its dtype."""
     generator = torch.Generator(problem.device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=problem.device, dtype=problem.dtype)
 

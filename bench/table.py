@@ -2,9 +2,10 @@
 """The ratio table: ours against eager and `torch.compile` on the machine at hand, with targets, floors and noise.
 
     python bench/table.py                        everything
-    python bench/table.py --only mix,model       some sections of mix, depthwise, block, model
+    python bench/table.py --only mix,model       some sections of mix, depthwise, mlp, projection, block, model
     python bench/table.py --no-compile           without torch.compile, which takes longer than all else
     python bench/table.py --limit 200            begins no problem after 200 seconds
+    python bench/table.py --threads 1            the time of one thread, which other processes do not lengthen
     python bench/table.py --quick                one small problem a section, without torch.compile: a look
 
 Prints the table, and writes it as Markdown and JSON, with the conditions it was measured under, to bench/results
@@ -28,6 +29,7 @@ import machine
 import torch
 from contenders import COMPILED, OURS, Problem, checked_contenders, contender_names
 from floors import Rates
+from network_problems import ModelProblem
 from targets import target
 from timing import measure, peak_memory
 from tqdm import tqdm
@@ -35,7 +37,8 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Row:
-    """Ours against one baseline. Times are medians in ms; ratio is theirs / ours; memory is ours / theirs."""
+    """Ours against one baseline. Times are medians in ms; ratio is theirs / ours; memory is ours / theirs; images of
+    networks alone, ours."""
 
     problem: str
     against: str
@@ -49,6 +52,7 @@ class Row:
     noise_percent: float
     cuda_graph: bool
     memory: float | None
+    images_per_second: float | None
 
 
 @dataclass
@@ -111,6 +115,7 @@ def measure_problem(problem: Problem, names: Sequence[str], rates: Rates, second
                 noise_percent=100 * measured.noise,
                 cuda_graph=measured.cuda_graph,
                 memory=memory_ratio,
+                images_per_second=1e3 * problem.batch / ours if isinstance(problem, ModelProblem) else None,
             )
         )
 
@@ -118,6 +123,8 @@ def measure_problem(problem: Problem, names: Sequence[str], rates: Rates, second
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
     device = options.device
+    if options.threads:
+        torch.set_num_threads(options.threads)
     chosen = cases.small_problems if options.quick else cases.all_problems
     problems = [p for section in options.only for p in chosen(device, [section])[: 1 if options.quick else None]]
     rates = floors.rates(machine.device_name(device), device, machine.bench_dtype(device))
@@ -136,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except torch.OutOfMemoryError as error:
             report.notes.append(f"{problem.name}: {str(error).splitlines()[0]}")
             torch.cuda.empty_cache()
+        write(report, options)  # what a later problem ends, a crash or the clock, keeps what was measured
 
     print(report.markdown())
     for path in write(report, options):
@@ -170,6 +178,7 @@ def _table(rows: Sequence[Row], device: str) -> str:
         ("met", str.ljust, lambda r: yes_no[r.met]),
         ("floor, ms", str.rjust, lambda r: f"{r.floor_ms:.4g}"),
         ("% of floor", str.rjust, lambda r: f"{r.percent_of_floor:.0f}"),
+        ("images/s", str.rjust, lambda r: "-" if r.images_per_second is None else f"{r.images_per_second:.4g}"),
         ("noise, %", str.rjust, lambda r: f"{r.noise_percent:.1f}"),
     ]
     if device == "cuda":
@@ -221,6 +230,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default=machine.default_device())
     parser.add_argument("--seconds", type=float, default=None, help="time to spend timing one problem, about")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="whether to time torch.compile")
+    parser.add_argument("--threads", type=int, default=None, help="of a CPU; with 1 the time is that of the thread")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no problem is begun")
     options = parser.parse_args(arguments)
     if options.compile is None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The ops, forward and forward + backward: `context_aggregation` against `scaled_dot_product_attention` + `conv2d`,
-`local_aggregation` against `conv2d` with one group a channel."""
+`local_aggregation` against `conv2d` with one group a channel, `fused_mlp` and `projection` against 1×1 convolutions."""
 
 import pytest
 
@@ -12,4 +12,14 @@ def test_mix(problem, implementation, measure):
 
 @pytest.mark.section("depthwise")
 def test_depthwise(problem, implementation, measure):
+    measure(problem, implementation)
+
+
+@pytest.mark.section("mlp")
+def test_mlp(problem, implementation, measure):
+    measure(problem, implementation)
+
+
+@pytest.mark.section("projection")
+def test_projection(problem, implementation, measure):
     measure(problem, implementation)

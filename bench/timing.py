@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """How long things take: contenders measured side by side in one process, medians.
 
-CPU: the contenders take turns, so that whatever else the machine does meets all of them alike. GPU: CUDA events by
-`triton.testing.do_bench`; short operations as one CUDA graph over input sets larger than the L2 cache, so neither
-launch gaps nor cached inputs count, and for all contenders or for none.
+CPU: the contenders take turns, so that whatever else the machine does meets all of them alike; with one thread
+(`torch.set_num_threads(1)`) the time of that thread, which no other process lengthens. GPU: CUDA events by
+`triton.testing.do_bench`; operations as one CUDA graph over several input sets, of ops larger together than the L2
+cache, so neither launch gaps nor cached inputs count, and for all contenders or for none.
 """
 
 import gc
@@ -48,6 +49,11 @@ def synchronized_clock() -> float:
     return time.perf_counter()
 
 
+def cpu_clock() -> float:
+    """Seconds: of this thread where it does all the work, because others use the machine too; else of the wall."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def measure(contenders: dict[str, Contender], device: str, seconds: float) -> Measurement:
     """Time all contenders, and "ours" twice to know the noise.
 
@@ -81,7 +87,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
 
 
 def _seconds(function: Callable[[], Any], device: str) -> float:
-    clock = synchronized_clock if device == "cuda" else time.perf_counter
+    clock = synchronized_clock if device == "cuda" else cpu_clock
     start = clock()
     function()
     return clock() - start
@@ -96,10 +102,10 @@ def _taking_turns(contenders: dict[str, Callable], seconds: float, shortest: flo
     with _no_garbage_collection():
         for _ in range(max(3, min(100, round(seconds / turn)))):
             for name, function in contenders.items():
-                start = time.perf_counter()
+                start = cpu_clock()
                 for _ in range(calls[name]):
                     function()
-                samples[name].append((time.perf_counter() - start) / calls[name])
+                samples[name].append((cpu_clock() - start) / calls[name])
     return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
 
 

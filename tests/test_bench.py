@@ -122,14 +122,25 @@ def test_contender_rotates_its_inputs():
     assert [contender() for _ in range(3)] == ["first", "second", "first"]
 
 
-def test_measure_tells_fast_from_slow():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_measure_tells_fast_from_slow(monkeypatch, threads):
+    """By the wall, or where one thread does all the work by its own time, in which sleeping takes none."""
     from timing import Contender, measure
 
-    fast, slow = (Contender(time.sleep, [seconds]) for seconds in (1e-3, 2e-2))
+    def spend(seconds):
+        time.sleep(0.03)
+        start = time.thread_time()
+        while time.thread_time() - start < seconds:
+            pass
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    fast, slow = (Contender(spend, [seconds]) for seconds in (1e-3, 1e-2))
     result = measure({"ours": fast, "eager": slow}, "cpu", 0.1)
     assert result.milliseconds.keys() == {"ours", "eager"}
-    assert 1 <= result.milliseconds["ours"] < result.milliseconds["eager"]
-    assert result.milliseconds["eager"] >= 20
+    asleep = 0 if threads == 1 else 30
+    assert asleep + 1 <= result.milliseconds["ours"] < result.milliseconds["eager"]
+    assert result.milliseconds["eager"] >= asleep + 10
+    assert threads > 1 or result.milliseconds["ours"] < 10
     assert result.noise >= 0 and not result.cuda_graph
 
 
@@ -160,6 +171,7 @@ def test_gpu_times_graphs_for_all_or_for_none(monkeypatch, rounds, capturable, g
 def tiny_problems():
     from network_problems import BlockProblem, ModelProblem
     from op_problems import DepthwiseProblem, MixProblem
+    from token_problems import MlpProblem, ProjectionProblem
 
     from container_kernels.testing import MixCase
 
@@ -170,16 +182,20 @@ def tiny_problems():
         BlockProblem("cpu", False, 1, False, 2, 6),
         ModelProblem("cpu", False, "container", 2, 64),
         ModelProblem("cpu", True, "container_light", 4, 64),
+        MlpProblem("cpu", True, 2, 30, 16, 4),
+        ProjectionProblem("cpu", True, 2, 30, 16, 16),
+        ProjectionProblem("cpu", False, 2, 30, 16, 48),
     ]
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(9))
 def test_ours_passes_the_gate(index):
-    from contenders import EAGER, OURS, checked_contenders
+    from contenders import COMPILED, EAGER, checked_contenders, contender_names
 
     problem = tiny_problems()[index]
-    contenders, unavailable = checked_contenders(problem, [OURS, EAGER])
-    assert list(contenders) == [OURS, EAGER] and not unavailable
+    names = [name for name in contender_names(problem) if name != COMPILED]
+    contenders, unavailable = checked_contenders(problem, names)
+    assert list(contenders) == names and not unavailable
     # Training compares gradients too, or it would prove nothing about the backward.
     compared = problem.outputs(EAGER, contenders[EAGER]())
     assert any("gradient" in name for name in compared) == ("forward +" in problem.kind or "step" in problem.kind)
@@ -222,6 +238,37 @@ def test_gate_stops_a_wrong_network(monkeypatch):
     monkeypatch.setattr(network_problems, "timm", timm_without_local_terms())
     with pytest.raises(AssertionError, match=r"container inference.*: ours: out differs from eager"):
         checked_contenders(problem, [OURS])
+
+
+def test_inference_of_ours_is_that_of_the_fused_network():
+    from contenders import NOT_FUSED, OURS, contender_names
+
+    inference, training = tiny_problems()[4:6]
+    assert NOT_FUSED in contender_names(inference) and NOT_FUSED not in contender_names(training)
+    fused, plain = (set(inference.network(name).state_dict()) for name in (OURS, NOT_FUSED))
+    assert plain == set(timm.create_model("container").state_dict()) and not fused & {"stages.0.blocks.0.norm1.weight"}
+
+
+def test_steps_of_the_ablation_agree(capsys):
+    import ablation
+
+    threads = torch.get_num_threads()
+    try:
+        assert ablation.main(["--device", "cpu", "--batch", "1", "--size", "64", "--seconds", "0.1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("the release", "+ "))]
+    assert len(lines) == len(ablation.STEPS) == 5
+    assert lines[0].split()[-2:] == ["1.00", "1.00"]
+
+
+def test_a_wrong_step_of_the_ablation_is_an_error(monkeypatch):
+    import ablation
+    from network_problems import ModelProblem
+
+    monkeypatch.setattr(ablation, "fused_mlp", lambda x, *weights: x)
+    with pytest.raises(AssertionError, match=r"fused MLP: differs from eager by"):
+        ablation.contenders(ModelProblem("cpu", False, "container_light", 1, 64))
 
 
 def timm_without_local_terms():
@@ -327,7 +374,7 @@ def test_table_usage_lines_run():
     import table
 
     lines = usage_lines(ROOT / "bench" / "table.py")
-    assert [line[:2] for line in lines] == 5 * [["python", "bench/table.py"]]
+    assert [line[:2] for line in lines] == 6 * [["python", "bench/table.py"]]
     for line in lines:
         table.parse_options(line[2:])
 
@@ -353,7 +400,7 @@ def test_table_refuses_an_unknown_section(capsys):
 
     with pytest.raises(SystemExit):
         table.parse_options(["--only", "mix,depthwize"])
-    assert "expected some of mix, depthwise, block, model, got 'depthwize'" in capsys.readouterr().err
+    assert "expected some of mix, depthwise, mlp, projection, block, model, got 'depthwize'" in capsys.readouterr().err
 
 
 def test_pytest_command_measures():
