@@ -32,6 +32,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def definition_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which definitions multiply matrices: that of sums, so that only the result is rounded.
+
+    In an exported program, which others run and do not compare with, the tensors' own: matrix units take no other.
+    """
+    return dtype if torch.compiler._is_exporting_flag else accumulation_dtype(dtype)
+
+
 def new_empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised contiguous output; NaN under `poisoned_outputs`, so that an unwritten element shows."""
     out = like.new_empty(shape, dtype=dtype or like.dtype)

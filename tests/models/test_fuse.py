@@ -204,6 +204,18 @@ def test_exports_to_plain_pytorch(tmp_path):
 
 
 @torch.no_grad()
+def test_half_precision_is_exported_with_matrix_products_of_that_dtype():
+    model, x = tiny(**TWO_STAGES).fuse(), image(2, 3, 64, 96)
+    exact, half = copy.deepcopy(model).double()(x.double()), model.bfloat16()
+    program = torch.export.export(half, (x.bfloat16(),))
+    products = [node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default]
+    assert len(products) == 2 * 4 + 1 and {node.meta["val"].dtype for node in products} == {torch.bfloat16}
+    # The exported program rounds what the kernels keep wide, as layer after layer does.
+    exported, ours = ((out.double() - exact).norm() for out in (program.module()(x.bfloat16()), half(x.bfloat16())))
+    assert exported <= 4 * ours
+
+
+@torch.no_grad()
 def test_onnx(tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason="torch.onnx.export needs it")

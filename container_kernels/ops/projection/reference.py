@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import accumulation_dtype
+from ..library import accumulation_dtype, definition_dtype
 from ..tokens import scaled_samples
 
 
@@ -12,7 +12,7 @@ def projection_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, sample_scale: Tensor | None
 ) -> Tensor:
     """y = sample_scale · (x weightᵀ + bias)  (+ residual)."""
-    dtype = accumulation_dtype(x.dtype)
+    dtype = definition_dtype(x.dtype)
     bias = None if bias is None else bias.to(dtype)
     y = scaled_samples(F.linear(x.to(dtype), weight.to(dtype), bias), sample_scale)
     return (y if residual is None else y + residual.to(dtype)).to(x.dtype)
