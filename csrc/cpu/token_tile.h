@@ -10,26 +10,26 @@ namespace ck::CK_ISA {
 // Units (outputs) of a linear layer at a time: a panel of them is half of the first-level cache.
 constexpr int kUnitBlock = 128;
 
-// How panels of tokens make tasks: a few of them share a block of weights, where there are enough for many
-// tasks. And the groups that the units are divided into where there are not. It depends on the shape alone.
+// How panels of tokens make tasks, and the groups that the units are divided into where tasks are few. It
+// depends on the shape alone.
 template <class A>
 struct TokenTasks {
     Parts<A> panels, blocks;
-    int64_t panels_per_task, count, groups;
+    int64_t count, most_panels, groups;
 
-    TokenTasks(int64_t tokens, int64_t units) : panels(panels_of<A>(tokens)), blocks(units, kUnitBlock) {
-        constexpr int64_t most_panels = 4, many = 32, least = 8;
-        const int64_t share = panels.count / many;
-        panels_per_task = share < 1 ? 1 : share < most_panels ? share : most_panels;
-        count = ceil_div(panels.count, panels_per_task);
-        const int64_t wanted = ceil_div(least, count);
+    // The panels of a task share what it reads of the weights: two of them if all weights, so many bytes, are
+    // more than the second-level cache holds; more where there are many tasks.
+    TokenTasks(int64_t tokens, int64_t units, int64_t weight_bytes)
+        : panels(panels_of<A>(tokens)), blocks(units, kUnitBlock) {
+        constexpr int64_t few_tasks = 8, many_tasks = 32, cached_bytes = 2 << 20, most = 4;
+        const int64_t least = weight_bytes > cached_bytes && panels.count >= few_tasks ? 2 : 1;
+        const int64_t share = panels.count / many_tasks;
+        most_panels = share < least ? least : share < most ? share : most;
+        count = ceil_div(panels.count, most_panels);
+        const int64_t wanted = ceil_div(few_tasks, count);
         groups = wanted < blocks.count ? wanted : blocks.count;
     }
-    int64_t first_panel(int64_t task) const { return task * panels_per_task; }
-    int64_t last_panel(int64_t task) const {
-        const int64_t last = first_panel(task + 1);
-        return last < panels.count ? last : panels.count;
-    }
+    int64_t first_panel(int64_t task) const { return task * panels.count / count; }
     int64_t first_block(int64_t group) const { return group * blocks.count / groups; }
 };
 

@@ -38,30 +38,31 @@ void forward(const MlpForward& params, int threads) {
                                 static_cast<const A*>(params.sample_scale),
                                 shape.tokens,
                                 out_channels};
-    const TokenTasks<A> tasks(shape.samples * shape.tokens, hidden);
+    const int64_t weight_bytes = static_cast<int64_t>(sizeof(T)) * hidden * (channels + out_channels);
+    const TokenTasks<A> tasks(shape.samples * shape.tokens, hidden, weight_bytes);
     const Parts<A>&panels = tasks.panels, &blocks = tasks.blocks;
 
     // Of each thread: x, the hidden block, and the weights that make it and are applied to it.
-    const int64_t x_size = tasks.panels_per_task * channels * lanes, hidden_size = kUnitBlock * lanes;
+    const int64_t x_size = tasks.most_panels * channels * lanes, hidden_size = kUnitBlock * lanes;
     const int64_t w1_size = weight_block_size<T>(kUnitBlock, channels);
     const int64_t w2_size = weight_block_size<T>(out_channels, kUnitBlock);
     const int64_t scratch_size = x_size + hidden_size + w1_size + w2_size;
     // The output before its rounding: of the panels of a thread's task or, of several groups, of all panels.
     const int64_t y_size = out_channels * lanes, group_size = panels.count * y_size;
     const int64_t y_total =
-        tasks.groups > 1 ? tasks.groups * group_size : threads * tasks.panels_per_task * y_size;
+        tasks.groups > 1 ? tasks.groups * group_size : threads * tasks.most_panels * y_size;
     A* const scratch = static_cast<A*>(workspace((threads * scratch_size + y_total) * sizeof(A)));
     A* const ys = scratch + threads * scratch_size;
 
     parallel_for(threads, tasks.count * tasks.groups, [&](int64_t index, int thread) {
         const int64_t group = index / tasks.count, task = index % tasks.count;
-        const int64_t first = tasks.first_panel(task), last = tasks.last_panel(task);
+        const int64_t first = tasks.first_panel(task), last = tasks.first_panel(task + 1);
         A* const x_panels = scratch + thread * scratch_size;
         const Panel<A> h{x_panels + x_size, lanes};
         A* const w1_scratch = h.data + hidden_size;
         A* const w2_scratch = w1_scratch + w1_size;
         A* const y = tasks.groups > 1 ? ys + group * group_size + first * y_size
-                                      : ys + thread * tasks.panels_per_task * y_size;
+                                      : ys + thread * tasks.most_panels * y_size;
         for (int64_t panel = first; panel < last; ++panel) {
             pack_tokens(x + panels.begin(panel) * channels, channels, panels.size(panel), channels,
                         Panel<A>{x_panels + (panel - first) * channels * lanes, lanes});

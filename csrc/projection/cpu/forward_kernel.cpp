@@ -25,11 +25,12 @@ void forward(const ProjectionForward& params, int threads) {
                                 static_cast<const A*>(params.sample_scale),
                                 shape.tokens,
                                 out_channels};
-    const TokenTasks<A> tasks(shape.samples * shape.tokens, out_channels);
+    const int64_t weight_bytes = static_cast<int64_t>(sizeof(T)) * channels * out_channels;
+    const TokenTasks<A> tasks(shape.samples * shape.tokens, out_channels, weight_bytes);
     const Parts<A>&panels = tasks.panels, &blocks = tasks.blocks;
 
     // Of each thread: x, a panel of the block before its rounding, and the weights that make it.
-    const int64_t x_size = tasks.panels_per_task * channels * lanes, y_size = kUnitBlock * lanes;
+    const int64_t x_size = tasks.most_panels * channels * lanes, y_size = kUnitBlock * lanes;
     const int64_t scratch_size = x_size + y_size + weight_block_size<T>(kUnitBlock, channels);
     const int64_t stride = statistics_stride(out_channels);
     const int64_t sums_size = params.channel_sum ? tasks.count * 2 * stride : 0;
@@ -39,7 +40,7 @@ void forward(const ProjectionForward& params, int threads) {
 
     parallel_for(threads, tasks.count * tasks.groups, [&](int64_t index, int thread) {
         const int64_t group = index / tasks.count, task = index % tasks.count;
-        const int64_t first = tasks.first_panel(task), last = tasks.last_panel(task);
+        const int64_t first = tasks.first_panel(task), last = tasks.first_panel(task + 1);
         A* const x_panels = scratch + thread * scratch_size;
         const Panel<A> y{x_panels + x_size, lanes};
         A* const weight_scratch = y.data + y_size;
