@@ -242,7 +242,9 @@ def refuse_weights_of_the_other_kind(module: nn.Module, state_dict: dict, prefix
     name = prefix.removesuffix(".") or type(module).__name__
     if fused:
         raise RuntimeError(f"state_dict: {name} is fused, the weights are not: load them before fuse()")
-    raise RuntimeError(f"state_dict: the weights are of a fused network, {name} is not: call fuse(), then load them")
+    raise RuntimeError(
+        f"state_dict: the weights are of a fused network, {name} is not fused: call fuse(), then load them"
+    )
 
 
 def _has_plain_projections(layer: nn.Module) -> bool:

@@ -271,7 +271,7 @@ def test_weights_of_the_other_kind_are_refused(tmp_path, strict):
     torch.save(model.state_dict(), tmp_path / "model.pth")
     torch.save(copy.deepcopy(model).fuse().state_dict(), tmp_path / "fused.pth")
     unfused = r"is fused, the weights are not: load them before fuse\(\)"
-    fused = r"the weights are of a fused network, .* is not: call fuse\(\), then load them"
+    fused = r"the weights are of a fused network, .* is not fused: call fuse\(\), then load them"
     with pytest.raises(RuntimeError, match=unfused):
         load_checkpoint(tiny().fuse(), tmp_path / "model.pth", strict=strict)
     with pytest.raises(RuntimeError, match=fused):
@@ -294,6 +294,6 @@ def test_a_final_norm_of_the_other_kind_is_refused():
     model, partly = tiny().fuse(), reparameterize_model(tiny())
     with pytest.raises(RuntimeError, match="norm is fused, the weights are not: load them before fuse"):
         model.load_state_dict(partly.state_dict(), strict=False)
-    with pytest.raises(RuntimeError, match="the weights are of a fused network, norm is not: call fuse"):
+    with pytest.raises(RuntimeError, match="the weights are of a fused network, norm is not fused: call fuse"):
         partly.load_state_dict(model.state_dict(), strict=False)
     partly.fuse().load_state_dict(model.state_dict())

@@ -254,7 +254,7 @@ def test_weights_of_the_other_kind_are_refused(norm, strict):
     message = "block is fused, the weights are not: load them before fuse"
     with pytest.raises(RuntimeError, match=message):
         nn.ModuleDict({"block": fused}).load_state_dict(nn.ModuleDict({"block": block}).state_dict(), strict)
-    message = r"weights are of a fused network, ContainerBlock is not: call fuse\(\), then load them"
+    message = r"weights are of a fused network, ContainerBlock is not fused: call fuse\(\), then load them"
     with pytest.raises(RuntimeError, match=message):
         block.load_state_dict(fused.state_dict(), strict)
     # No weights at all are not of another kind.
