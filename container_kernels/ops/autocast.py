@@ -2,7 +2,8 @@
 """Autocast does not reach inside our operators, so each op applies one explicit policy.
 
 Under autocast the activations (q, k, v, x) are cast to the autocast dtype, as `conv2d` and `linear` do; float64
-stays float64. Small static parameters keep their precision: the kernels take them in the accumulation dtype.
+stays float64. Matrices of linear layers follow them, in every call. Small static parameters keep their precision: the
+kernels take them in the accumulation dtype.
 """
 
 import torch

@@ -98,6 +98,14 @@ def assert_statistics_of(out, channel_sum, channel_square_sum):
         assert_within_budget(name, sums, eager, exact, summed=running)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_eager_is_the_same(case):
+    """What budgets are made of: a baseline that were wrong would allow anything."""
+    leaves, mask = make(case, torch.float64, "cpu")
+    actual = run(eager_with_statistics, leaves, sample_scale=mask)
+    torch.testing.assert_close(actual, run(projection_with_statistics, leaves, sample_scale=mask, backend="reference"))
+
+
 @pytest.mark.parametrize("case", [*CASES, LONG], ids=str)
 @pytest.mark.parametrize(("backend", "dtype"), backends_and_dtypes(PROJECTION), ids=dtype_name)
 def test_matches_float64(backend, dtype, case):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`fused_mlp`: two linear layers with a GELU between, whose hidden layer stays on chip."""
+"""`fused_mlp`: two linear layers with a GELU between, whose hidden layer is not kept for the backward."""
 
 import torch
 from torch import Tensor
@@ -28,8 +28,12 @@ def fused_mlp(
 
         y[b] = sample_scale[b] · (gelu(x[b] w1ᵀ + b1) w2ᵀ + b2)  (+ x[b] with residual)
 
-    The hidden layer, `hidden / C` times as wide as x, is never written: the backward computes it again. Sums run in
-    float32 (float64 for float64); the hidden layer is rounded to the dtype of `x`, as by two linear layers.
+    The hidden layer, `hidden / C` times as wide as x, is not kept for the backward, which computes it again; where C is
+    small it never leaves the chip. Sums and the GELU are in float32 (float64 for float64); a kernel may round the
+    hidden layer to the dtype of `x`, as two linear layers would. "reference" rounds y alone, and keeps what autograd
+    keeps.
+
+    Gradients for x, w1, b1, w2 and b2; second derivatives by "reference" alone.
 
     Args:
         x: (B, …, C), channels last: (B, H, W, C) of an image, (B, N, C) of tokens; float32, bfloat16, float16 or
@@ -45,7 +49,7 @@ def fused_mlp(
 
     Raises:
         ValueError: a shape or device does not fit.
-        TypeError: an argument is not a floating-point tensor.
+        TypeError: an argument is not a floating-point tensor, or `residual` not a bool.
         RuntimeError: the backend asked for cannot serve this call; the message says why.
     """
     validate(x, w1, b1, w2, b2, residual, sample_scale)

@@ -31,7 +31,8 @@ def projection(
 
         y[b] = sample_scale[b] · (x[b] weightᵀ + bias)  (+ residual[b])
 
-    Sums run in float32 (float64 for float64), and y is rounded once.
+    Sums run in float32 (float64 for float64), and y is rounded once. Gradients for x, weight, bias and residual, to any
+    order.
 
     Args:
         x: (B, …, C), channels last; float32, bfloat16, float16 or float64.
