@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """One line a problem of a table that `bench/table.py` wrote: python bench/brief.py RESULT.json
 
-Columns: microseconds of ours, how many % of them the floor is, how many times faster ours is than each baseline, and
-the microseconds of our backends by name.
+Columns: microseconds of ours, how many % of them the floor is, how many times faster ours is than each baseline, the
+microseconds of our backends by name, and of networks images a second and peak memory over eager's.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from contenders import BACKENDS
+from contenders import BACKENDS, NOT_FUSED
 
 
 def lines(report: dict) -> list[str]:
@@ -17,7 +17,10 @@ def lines(report: dict) -> list[str]:
     problems: dict[str, list[dict]] = {}
     for row in report["rows"]:
         problems.setdefault(row["problem"], []).append(row)
-    head = ("problem", "ours µs", "% floor", "eager", "compiled", "attention", "cuda µs", "triton µs")
+    head = (
+        "problem", "ours µs", "% floor", "eager", "compiled", "attention", "not fused", "cuda µs", "triton µs",
+        "images/s", "memory",
+    )  # fmt: skip
     table = [head]
     for problem, rows in problems.items():
         against = {row["against"].partition(" (")[0]: row for row in rows}
@@ -30,9 +33,11 @@ def lines(report: dict) -> list[str]:
             row = against.get(baseline)
             return "-" if row is None else f"{1e3 * row['theirs_ms']:.1f}"
 
-        baselines = ("eager", "torch.compile of eager", "fastest attention alone")
+        baselines = ("eager", "torch.compile of eager", "fastest attention alone", NOT_FUSED)
         ours = f"{1e3 * rows[0]['ours_ms']:.1f}", f"{rows[0]['percent_of_floor']:.0f}"
-        table.append((problem, *ours, *map(ratio, baselines), *map(microseconds, BACKENDS)))
+        images, memory = rows[0].get("images_per_second"), against.get("eager", {}).get("memory")
+        network = "-" if images is None else f"{images:.0f}", "-" if memory is None else f"{memory:.2f}"
+        table.append((problem, *ours, *map(ratio, baselines), *map(microseconds, BACKENDS), *network))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])

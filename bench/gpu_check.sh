@@ -5,14 +5,16 @@
 #     bash bench/gpu_check.sh [FOLDER]     logs and tables go to FOLDER, by default build/gpu_check
 #
 # Builds the extension, runs the tests of the ops on the GPU and the kernels under compute-sanitizer (memcheck and
-# racecheck), then times the ops. What it found comes last, as one table. Status 1 when a check failed.
+# racecheck), then measures, what matters most first: the networks, the ops, where a training step spends its time, and
+# with what is left the networks against torch.compile. What it found comes last, as one table; what a step measured
+# before its time was over is kept. Status 1 when a check failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 out=$(mkdir -p "${1:-build/gpu_check}" && cd "${1:-build/gpu_check}" && pwd)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export CONTAINER_KERNELS_REQUIRE_EXT=1 CONTAINER_KERNELS_CUDA_ARCHS=${CONTAINER_KERNELS_CUDA_ARCHS:-native}
-# Of all steps together, in seconds; the clock of the last one gets what the others left.
+# Of all steps together, in seconds.
 limit=${GPU_CHECK_SECONDS:-470}
 failed=0
 summary=()
@@ -64,7 +66,7 @@ if usable_backends()["cuda"]:
 ' || exit 1
 
 # Checks do not disturb each other, only times: they run side by side.
-checks_limit=$(($(left) * 45 / 100))
+checks_limit=$(($(left) * 40 / 100))
 declare -A tests
 run_tests() { # run_tests NAME ARGUMENT...
     OMP_NUM_THREADS=2 timeout "$checks_limit" python3 -m pytest -q -p no:cacheprovider "${@:2}" \
@@ -106,14 +108,30 @@ for step in gpu cuda triton; do
     finish "tests, $step" $? "$out/tests-$step.log"
 done
 
-# Without torch.compile, which would take longer than there is, and with time left to write what was measured.
-timeout "$(left)" python3 bench/table.py --only mix,depthwise --seconds 0.5 --no-compile --limit $(($(left) - 30)) \
-    --output "$out" >"$out/table.log" 2>&1
-finish "times" $? "$out/table.log"
+# A step begins nothing after its share of what is left, and has a little more to end and to write.
+measure() { # measure STEP SHARE LOG COMMAND...
+    local seconds=$(($(left) * $2 / 100))
+    timeout "$(left)" python3 "${@:4}" --limit "$seconds" >"$out/$3.log" 2>&1
+    finish "$1" $? "$out/$3.log"
+}
+
+measure "times, networks" 35 table-networks bench/table.py --only model --seconds 2 --no-compile --output "$out"
+measure "times, ops" 60 table-ops bench/table.py --only mix,mlp,projection,depthwise --seconds 0.4 --no-compile \
+    --output "$out"
+measure "where a step spends its time" 50 profile bench/step_profile.py --models container_light --time --repeats 5 \
+    --label ours --output "$out/profile.json"
+# The search among kernels takes a minute and more for a network.
+if [ "$(left)" -gt 90 ]; then
+    measure "times, torch.compile" 10 table-compiled bench/table.py --only model --seconds 2 --compile \
+        --output "$out/compiled"
+else
+    note "times, torch.compile" "no time left: bench/table.py --only model --compile"
+fi
 
 echo
 printf '%s\n' "${summary[@]}"
-echo
-table=$(find "$out" -name '*-mix-depthwise.json' -newer "$out/build.log" | head -n 1)
-[ -z "$table" ] || python3 bench/brief.py "$table"
+find "$out" -name '*.json' ! -name profile.json -newer "$out/build.log" | sort | while read -r table; do
+    echo
+    python3 bench/brief.py "$table"
+done
 exit "$failed"

@@ -184,3 +184,26 @@ def test_profile_is_kept_and_compared(tmp_path, capsys):
     (mlp,) = (line.split() for line in lines if " MLP |" in line)
     assert mlp[1:3] == ["stage", "1"] and mlp.count("50.0") == 2 and mlp.count("0.5") == 2
     assert "- after: peak 1 MB" in "\n".join(lines)
+
+
+def test_figure_has_a_panel_for_every_measurement(tmp_path, monkeypatch):
+    """Of the results in the repository, which are what the figure in the docs is drawn from."""
+    import step_figure
+    from matplotlib import axes
+
+    drawn = {}
+    panel = step_figure._draw_panel
+
+    def draw(where, bars, measured, colors):
+        panel(where, bars, measured, colors)
+        drawn[where.get_title().split("\n")[0]] = [text.get_text().split("\n") for text in where.texts]
+        assert isinstance(where, axes.Axes)
+
+    monkeypatch.setattr(step_figure, "_draw_panel", draw)
+    figure = tmp_path / "figure.png"
+    assert step_figure.main(["--output", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size < 200_000
+    for what in ("Inference", "Training step"):
+        for how in ("measured", "PREDICTED from bytes and FLOPs"):
+            plain, before, after = drawn[f"{what}, {how}"]
+            assert len(plain) == 1 and "as fast" in before[1] and "as fast" in after[1]
