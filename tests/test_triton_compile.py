@@ -44,6 +44,29 @@ class Case:
         return f"sm{self.capability}-{op}-{self.height}x{self.width}-{self.dtype}{local}{dense}"
 
 
+@dataclass(frozen=True)
+class ProductCase:
+    """The MLP and the projection, forward and backward; `full`: with sample_scale and, where it fits, a residual."""
+
+    capability: int
+    channels: int
+    hidden: int
+    out_channels: int
+    dtype: str
+    full: bool = True
+    tf32: bool = False
+
+    def __str__(self):
+        sizes = f"{self.channels}-{self.hidden}-{self.out_channels}"
+        bare = "" if self.full else "-bare"
+        return f"sm{self.capability}-mlp-{sizes}-{'tf32' if self.tf32 else self.dtype}{bare}"
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every row of every matrix starts at a multiple of 16 bytes."""
+        return all(size % 8 == 0 for size in (self.channels, self.hidden, self.out_channels))
+
+
 # One case for each branch: whole rows and tiles, each accumulator width, padding, both static terms.
 BRANCHES = [
     case
@@ -74,6 +97,34 @@ SWEEP = [
     if case not in BRANCHES
 ]
 
+# The stages of the networks.
+STAGES = [(64, 512, 64), (128, 1024, 128), (320, 1280, 320), (512, 2048, 512)]
+# Padding, of channels and of tiles, on chip and in memory; other widths out than in; rows that are not aligned.
+UNEVEN = [(20, 70, 33), (7, 9, 5), (48, 96, 100), (16, 64, 16), (96, 1000, 64), (130, 70, 200), (256, 64, 32)]
+PRODUCT_BRANCHES = [
+    case
+    for capability in SHARED_MEMORY
+    for case in (
+        ProductCase(capability, *STAGES[0], "bfloat16"),
+        ProductCase(capability, *STAGES[1], "float16", full=False),
+        ProductCase(capability, *STAGES[2], "bfloat16"),
+        ProductCase(capability, *STAGES[0], "float32"),
+        ProductCase(capability, *STAGES[2], "float32", full=False, tf32=True),
+        ProductCase(capability, *UNEVEN[0], "float16"),
+    )
+]
+PRODUCT_SWEEP = [
+    case
+    for capability in SHARED_MEMORY
+    for sizes in STAGES + UNEVEN
+    for full in (True, False)
+    for case in (
+        *(ProductCase(capability, *sizes, dtype, full) for dtype in ("bfloat16", "float16", "float32")),
+        ProductCase(capability, *sizes, "float32", full, tf32=True),
+    )
+    if case not in PRODUCT_BRANCHES
+]
+
 
 @pytest.fixture(scope="module")
 def kernels(request):
@@ -100,6 +151,25 @@ def test_kernels_fit_the_device(case, kernels):
             assert not kernel["narrow_loads"], f"less than two channels a load: {kernel}"
 
 
+@pytest.mark.parametrize(
+    "case",
+    [*PRODUCT_BRANCHES, *(pytest.param(case, marks=pytest.mark.slow) for case in PRODUCT_SWEEP)],
+    ids=str,
+)
+def test_product_kernels_fit_the_device(case, kernels):
+    facts = kernels[case]
+    on_chip = {"forward_kernel", "backward_input_kernel", "backward_weight_kernel"}
+    in_memory = {"forward_kernel", "hidden_kernel", "hidden_gradient_kernel"}
+    assert {kernel["kernel"] for kernel in facts} in (on_chip, in_memory)
+    assert len(facts) == 5, "three of the MLP, two of the projection"
+    for kernel in facts:
+        assert kernel["stack"] == 0, f"spills to the stack: {kernel}"
+        assert kernel["shared"] <= SHARED_MEMORY[case.capability], kernel
+        assert kernel["tensor_cores"] == (case.dtype != "float32" or case.tf32), kernel
+        if case.aligned:
+            assert kernel["wide_loads"], f"no 128-bit loads: {kernel}"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_tiles_cover_every_problem(dtype):
     from container_kernels.ops.context_aggregation.triton import config
@@ -117,13 +187,13 @@ def test_tiles_cover_every_problem(dtype):
                     assert size & (size - 1) == 0, launch
 
 
-def compile_elsewhere(cases: list[Case]) -> dict[Case, list[dict]]:
+def compile_elsewhere(cases: list[Case | ProductCase]) -> dict[Case | ProductCase, list[dict]]:
     """Run this file as a program in a process that compiles instead of interpreting."""
     if not cases:
         return {}
     run = subprocess.run(
         [sys.executable, __file__],
-        input=json.dumps([asdict(case) for case in cases]),
+        input=json.dumps([(type(case).__name__, asdict(case)) for case in cases]),
         env=os.environ | {"TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
@@ -150,7 +220,7 @@ class OfflineDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def compile_case(case: Case) -> list[dict]:
+def compile_case(case: Case | ProductCase) -> list[dict]:
     """Launch the case's op on meta tensors, compiling only, and describe the kernels it would have run."""
     compiled = []
     run = triton.runtime.jit.JITFunction.run
@@ -161,7 +231,10 @@ def compile_case(case: Case) -> list[dict]:
     triton.runtime.driver.set_active(OfflineDriver(case.capability))
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         patch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
-        launch_mix(case) if case.head_dim else launch_depthwise(case)
+        if isinstance(case, ProductCase):
+            launch_products(case)
+        else:
+            launch_mix(case) if case.head_dim else launch_depthwise(case)
     return [describe(name, kernel) for name, kernel in compiled]
 
 
@@ -198,6 +271,29 @@ def launch_depthwise(case: Case) -> None:
     backend.backward_weight(out, x, grad_weight=weight, grad_bias=bias)
 
 
+def launch_products(case: ProductCase) -> None:
+    """The MLP, forward and backward, then the projection, without and with statistics, of 32 samples of 49 tokens."""
+    from container_kernels.ops.fused_mlp import triton as mlp
+    from container_kernels.ops.projection import triton as projection
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else "ieee"
+    channels, hidden, out_channels, dtype = case.channels, case.hidden, case.out_channels, getattr(torch, case.dtype)
+    x, grad_x = torch.empty(2, 32, 49, channels, dtype=dtype)
+    out, grad_out = torch.empty(2, 32, 49, out_channels, dtype=dtype)
+    w1, grad_w1 = torch.empty(2, hidden, channels, dtype=dtype)
+    w2, grad_w2 = torch.empty(2, out_channels, hidden, dtype=dtype)
+    b1, grad_b1 = torch.empty(2, hidden)
+    b2, grad_b2 = torch.empty(2, out_channels)
+    scale = torch.empty(32) if case.full else None
+    residual = case.full and channels == out_channels
+    mlp.forward(x, w1, b1, w2, b2, scale, residual, out=out)
+    grads = {"grad_x": grad_x, "grad_w1": grad_w1, "grad_b1": grad_b1, "grad_w2": grad_w2, "grad_b2": grad_b2}
+    mlp.backward(grad_out, x, w1, b1, w2, scale, residual, **grads)
+    arguments = (x, torch.empty(out_channels, channels, dtype=dtype), b2, grad_out if case.full else None, scale)
+    projection.forward(*arguments, out=out)
+    projection.forward_with_statistics(*arguments, out=out, channel_sum=b2, channel_square_sum=grad_b2)
+
+
 def describe(name: str, kernel) -> dict:
     """What ptxas and the PTX say about one kernel."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -222,4 +318,5 @@ def describe(name: str, kernel) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps([compile_case(Case(**case)) for case in json.load(sys.stdin)]))
+    kinds = {kind.__name__: kind for kind in (Case, ProductCase)}
+    print(json.dumps([compile_case(kinds[name](**fields)) for name, fields in json.load(sys.stdin)]))

@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: MIT
 """One tile of a product of token rows with weights, and the end of a residual branch, as several ops need them.
 
-Rows are the tokens of all samples, contiguous. A tile starts at a 64-bit `first`; offsets inside of it fit 32 bits, which
-keeps the registers of a tile of addresses.
+Rows are the tokens of all samples, contiguous. A tile starts at 64-bit indices; offsets inside of it have 32 bits,
+which halves the registers of its addresses.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from .triton_primitives import dot, rounded
 
 
+def row_scale(sample_scale: torch.Tensor | None, tokens: int) -> torch.Tensor | None:
+    """sample_scale (B,) for each of a sample's `tokens` rows: 4 bytes a row, where a kernel would have to divide.
+
+    Divisions are calls, around which a kernel that fills the registers spills them.
+    """
+    return None if sample_scale is None else sample_scale.repeat_interleave(tokens)
+
+
 @triton.jit
 def locate_tile(num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(first row, first column) of this program's tile. Columns vary fastest: tiles of the same rows share them in L2."""
+    """(first row, first column) of this program's tile; columns vary fastest: tiles of the same rows share x in L2."""
     column_tiles = tl.cdiv(num_columns, BLOCK_N)
     program = tl.cast(tl.program_id(0), tl.int64)
     return program // column_tiles * BLOCK_M, program % column_tiles * BLOCK_N
@@ -27,33 +36,35 @@ def product(
     first_column,
     num_rows,
     num_columns,
+    depth,
     column_stride,
     depth_stride,
     PRECISION: tl.constexpr,
-    DEPTH: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """(BLOCK_M, BLOCK_N) float32: Σ_k a[row, k] · b[column, k]; a is contiguous, b has the two strides.
 
-    Rows beyond the last repeat it, so that loads of `a` need no mask; columns beyond the last are 0.
+    Rows beyond the last repeat it, so that loads of `a` need no mask; columns beyond the last are 0. EVEN_DEPTH says
+    that depth is a multiple of BLOCK_K; depth itself is no constant, or the unrolled loop would fill the registers.
     """
     rows = tl.minimum(tl.arange(0, BLOCK_M), num_rows - first_row - 1).to(tl.int32)
     columns = tl.arange(0, BLOCK_N)
     inner = tl.arange(0, BLOCK_K)
-    a_ptr += first_row * DEPTH
+    a_ptr += first_row * depth
     b_ptr += first_column * column_stride
-    a_offsets = rows[:, None] * DEPTH + inner[None, :]
+    a_offsets = rows[:, None] * depth + inner[None, :]
     b_offsets = columns[None, :] * column_stride + inner[:, None] * depth_stride
     b_mask = columns[None, :] < num_columns - first_column
     accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, DEPTH, BLOCK_K):
-        if DEPTH % BLOCK_K == 0:
+    for start in range(0, depth, BLOCK_K):
+        if EVEN_DEPTH:
             a = tl.load(a_ptr + start + a_offsets)
             b = tl.load(b_ptr + tl.cast(start, tl.int64) * depth_stride + b_offsets, mask=b_mask, other=0.0)
         else:
-            exists = inner < DEPTH - start
+            exists = inner < depth - start
             a = tl.load(a_ptr + start + a_offsets, mask=exists[None, :], other=0.0)
             b = tl.load(
                 b_ptr + tl.cast(start, tl.int64) * depth_stride + b_offsets, mask=b_mask & exists[:, None], other=0.0
@@ -63,9 +74,10 @@ def product(
 
 
 @triton.jit
-def load_scale(scale_ptr, rows, num_rows, tokens):
-    """sample_scale of each row's sample; `tokens` rows are a sample."""
-    return tl.load(scale_ptr + rows // tokens, mask=rows < num_rows, other=0.0)
+def load_scale(scale_ptr, first_row, num_rows, BLOCK_M: tl.constexpr):
+    """The scale of each of BLOCK_M rows, 0 beyond the last; see `row_scale`."""
+    rows = tl.arange(0, BLOCK_M)
+    return tl.load(scale_ptr + first_row + rows, mask=rows < num_rows - first_row, other=0.0)
 
 
 @triton.jit
@@ -79,13 +91,12 @@ def finish_branch(
     first_column,
     num_rows,
     num_columns,
-    tokens,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Write out = sample_scale · (branch + bias) + residual, and return it in float32 as rounded, 0 where there is none.
+    """Write out = scale · (branch + bias) + residual; returns it as rounded, in float32, 0 outside of `out`.
 
-    residual and out are contiguous (rows, columns); the residual and the scale may be None.
+    residual and out are contiguous (rows, columns), scale is `row_scale`'s; the residual and the scale may be None.
     """
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_N)
@@ -95,7 +106,7 @@ def finish_branch(
     bias = tl.load(bias_ptr + first_column + columns, mask=columns < num_columns - first_column, other=0.0)
     branch += bias[None, :]
     if scale_ptr is not None:
-        branch *= load_scale(scale_ptr, first_row + rows, num_rows, tokens)[:, None]
+        branch *= load_scale(scale_ptr, first_row, num_rows, BLOCK_M)[:, None]
     if residual_ptr is not None:
         branch += tl.load(residual_ptr + first + offsets, mask=mask, other=0.0).to(tl.float32)
     out = rounded(branch, out_ptr.dtype.element_ty)

@@ -26,7 +26,6 @@ def backward_input_kernel(
     grad_x_ptr,
     partial_b2_ptr,
     num_rows,
-    tokens,
     RESIDUAL: tl.constexpr,
     PRECISION: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -44,7 +43,7 @@ def backward_input_kernel(
     dy = load_matrix(grad_out_ptr + row * OUT_CHANNELS, OUT_CHANNELS, left_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)
     exact_dy = dy.to(tl.float32)
     if scale_ptr is not None:
-        exact_dy *= load_scale(scale_ptr, row + tl.arange(0, BLOCK_T), num_rows, tokens)[:, None]
+        exact_dy *= load_scale(scale_ptr, row, num_rows, BLOCK_T)[:, None]
         dy = rounded(exact_dy, dy.dtype)
     out_channels = tl.arange(0, BLOCK_O)
     partial_ptr = partial_b2_ptr + tl.cast(tl.program_id(0), tl.int64) * OUT_CHANNELS
@@ -86,7 +85,6 @@ def backward_weight_kernel(
     scale_ptr,
     partial_ptr,
     num_rows,
-    tokens,
     num_parts,
     PRECISION: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -128,7 +126,7 @@ def backward_weight_kernel(
         g, derivative = gelu_and_derivative(h, x.dtype)
         dh = dot(w2, tl.trans(dy), zeros, PRECISION) * derivative
         if scale_ptr is not None:
-            scale = load_scale(scale_ptr, row + tl.arange(0, BLOCK_T), num_rows, tokens)[None, :]
+            scale = load_scale(scale_ptr, row, num_rows, BLOCK_T)[None, :]
             g *= scale
             dh *= scale
         grad_w2 = dot(rounded(g, x.dtype), dy, grad_w2, PRECISION)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which kernels run and their tile shapes, as pure functions of the problem: the same choice every run."""
+"""Which kernels run and their tile shapes, as pure functions of the problem: the same choice every run.
+
+Tiles are held to what ptxas compiles for sm_80 and sm_90 without spilling a register and within the 99 KiB of shared
+memory of the smallest sm_8x (tests/test_triton_compile.py). Speed is not measured yet.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +11,7 @@ import torch
 
 from ...projection.triton.config import ProductConfig, padded
 
-# Programs that fill an H100 twice; each weight gradient program writes partial sums of its own.
+# Two for each of an H100's 132 multiprocessors, all resident at once; each writes partial sums of its own.
 WANTED_PROGRAMS = 264
 
 
@@ -21,31 +25,46 @@ class ChipConfig:
     num_stages: int
 
 
-FORWARD_16 = {64: (128, 64, 4, 2), 128: (128, 64, 8, 2)}
-INPUT_16 = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}
-WEIGHT_16 = {64: (64, 64, 8, 2), 128: (64, 64, 8, 2)}
-FORWARD_32 = {64: (32, 32, 8, 1), 128: (32, 32, 8, 1)}
-INPUT_32 = {64: (32, 32, 8, 1), 128: (32, 32, 8, 1)}
-WEIGHT_32 = {64: (32, 32, 8, 1), 128: (32, 32, 8, 1)}
+# By padded channels (64 stands for less too). A warp needs 16 rows of a product's left operand: with fewer, warps
+# repeat each other's work. Two blocks on a multiprocessor, so that one's GELU runs beside the other's products, come
+# before more tokens a block, which would read the weights less often from L2.
+FORWARD_16 = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}
+INPUT_16 = {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)}
+WEIGHT_16 = {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)}
+# Without tensor cores all operands pass through registers: small tiles.
+FORWARD_32 = {64: (64, 32, 8, 2)}
+INPUT_32 = {64: (64, 32, 8, 2)}
+WEIGHT_32 = {64: (16, 64, 8, 2)}
 
 
-def on_chip(channels: int, out_channels: int) -> bool:
-    return max(channels, out_channels) <= 128
+def on_chip(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
+    """Whether the hidden layer stays on chip; else its products write it, with activation and gradient as epilogues.
 
+    For each token and hidden unit, forward and backward, in 16 bits:
 
-def _tiled(table: dict, channels: int, out_channels: int) -> ChipConfig:
-    return ChipConfig(*table[max(64, padded(channels), padded(out_channels))])
+        on chip     2 + 7 products, 18 C FLOPs
+        in memory   2 + 5 products, 14 C FLOPs, 14 bytes: g written, read; g, dh written, g read once, dh twice
+
+    At 600 TFLOP/s for tiles on chip, 700 for large products and 3 TB/s that is 30 C fs against 20 C fs + 4.7 ps: on
+    chip wins below C of about 460 (predicted). Long before, the accumulators of the weights' gradients, 2 · C by a tile
+    of 64 units, no longer fit the registers: 128 channels is what does, 64 in float32. Channels that pad badly lose up
+    to half of the multiplications and still win by bytes.
+    """
+    return max(channels, out_channels) <= (64 if dtype == torch.float32 else 128)
 
 
 def forward_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
+    """Launch parameters of the forward."""
     return _tiled(FORWARD_32 if dtype == torch.float32 else FORWARD_16, channels, out_channels)
 
 
 def input_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
+    """Launch parameters of the gradient of x."""
     return _tiled(INPUT_32 if dtype == torch.float32 else INPUT_16, channels, out_channels)
 
 
 def weight_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
+    """Launch parameters of the gradients of the weights."""
     return _tiled(WEIGHT_32 if dtype == torch.float32 else WEIGHT_16, channels, out_channels)
 
 
@@ -55,8 +74,14 @@ def num_parts(rows: int, hidden: int, config: ChipConfig) -> int:
     return max(1, min(-(-rows // config.block_t), WANTED_PROGRAMS // hidden_tiles))
 
 
-def gradient_config(channels: int, hidden: int, dtype: torch.dtype) -> ProductConfig:
-    """Launch parameters of the kernel that computes two products of the hidden layer's shape at once."""
+def gradient_config(channels: int, out_channels: int, dtype: torch.dtype) -> ProductConfig:
+    """Launch parameters of the kernel that computes two products of the hidden layer's shape, both held at its end."""
     if dtype == torch.float32:
-        return ProductConfig(64, 64, min(32, padded(channels)), 8, 2)
+        return ProductConfig(64, 64, 16, 8, 2)
+    if channels % 8 or out_channels % 8:
+        return ProductConfig(64, 32, 32, 4, 2)
     return ProductConfig(128, 128, 64, 8, 3)
+
+
+def _tiled(table: dict[int, tuple[int, int, int, int]], channels: int, out_channels: int) -> ChipConfig:
+    return ChipConfig(*table[max(64, padded(channels), padded(out_channels))])

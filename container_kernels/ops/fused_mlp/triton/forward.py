@@ -21,7 +21,6 @@ def forward_kernel(
     residual_ptr,
     out_ptr,
     num_rows,
-    tokens,
     PRECISION: tl.constexpr,
     CHANNELS: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -44,6 +43,4 @@ def forward_kernel(
         h = dot(x, tl.trans(w1), tl.zeros([BLOCK_T, BLOCK_H], tl.float32), PRECISION) + b1[None, :]
         g = rounded(gelu(h, x.dtype), x.dtype)
         branch = dot(g, tl.trans(w2), branch, PRECISION)
-    finish_branch(
-        branch, b2_ptr, scale_ptr, residual_ptr, out_ptr, row, 0, num_rows, OUT_CHANNELS, tokens, BLOCK_T, BLOCK_O
-    )
+    finish_branch(branch, b2_ptr, scale_ptr, residual_ptr, out_ptr, row, 0, num_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)

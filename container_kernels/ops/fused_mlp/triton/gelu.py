@@ -3,8 +3,8 @@
 
 With 64 channels a multiprocessor has about nine instructions a hidden unit before GELU, not the tensor cores, sets the
 time; erf takes some twenty. So for 16-bit results Φ(h) = ½ + h·Q(h²), clamped to [0, 1], with the polynomial Q that
-makes the largest error of h·Φ(h) as small as its degree allows. Its highest coefficient is positive: beyond the range of
-the fit the polynomial leaves [0, 1] on the right side, and the clamp, which is free on the last multiply-add, is exact.
+makes the largest error of h·Φ(h) as small as its degree allows. Its highest coefficient is positive: far from 0 the
+polynomial leaves [0, 1] on the right side, and the clamp, which is free on the last multiply-add, is exact.
 """
 
 import triton

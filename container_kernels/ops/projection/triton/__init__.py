@@ -7,17 +7,19 @@ from torch import Tensor
 
 from ...tokens import scaled_samples
 from ...triton_primitives import device_of, precision
+from ...triton_product import row_scale
 from . import config as configs
 from .config import ProductConfig
 from .forward import forward_kernel
 
-__all__ = ["ProductConfig", "backward", "forward", "forward_with_statistics", "tiles"]
+__all__ = ["ProductConfig", "backward", "forward", "forward_with_statistics", "grid", "tiles"]
 
 
-def tiles(config: ProductConfig, dtype: torch.dtype) -> dict:
-    """The constexpr and launch arguments of a kernel that computes one tile of a product."""
+def tiles(config: ProductConfig, dtype: torch.dtype, *depths: int) -> dict:
+    """The constexpr and launch arguments of a kernel that computes one tile of products of these depths."""
     return {
         "PRECISION": precision(dtype),
+        "EVEN_DEPTH": all(depth % config.block_k == 0 for depth in depths),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -25,6 +27,11 @@ def tiles(config: ProductConfig, dtype: torch.dtype) -> dict:
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,  # Triton 3.10 changes the default
     }
+
+
+def grid(config: ProductConfig, rows: int, columns: int) -> tuple[int]:
+    """As many programs as a product has tiles."""
+    return (triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n),)
 
 
 def forward(
@@ -76,21 +83,19 @@ def _forward(
     batch, tokens, channels = x.shape
     out_channels = weight.shape[0]
     rows = batch * tokens
-    grid = (triton.cdiv(rows, config.block_m) * triton.cdiv(out_channels, config.block_n),)
     with device_of(x):
-        forward_kernel[grid](
+        forward_kernel[grid(config, rows, out_channels)](
             x,
             weight,
             bias,
             residual,
-            sample_scale,
+            row_scale(sample_scale, tokens),
             out,
             partial,
             rows,
-            tokens,
+            channels,
             out_channels,
-            CHANNELS=channels,
-            **tiles(config, x.dtype),
+            **tiles(config, x.dtype, channels),
         )
 
 

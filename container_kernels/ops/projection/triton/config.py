@@ -30,7 +30,7 @@ def product_config(channels: int, out_channels: int, dtype: torch.dtype) -> Prod
     operands through registers, and rows that no 16-byte load fits need more addresses: their tiles are smaller.
     """
     if dtype == torch.float32:
-        return ProductConfig(64, 64, min(32, padded(channels)), 8, 2)
+        return ProductConfig(64, 64, 16, 8, 2)
     block_k = min(64, padded(channels))
     if channels % 8 or out_channels % 8:
         return ProductConfig(64, 32, block_k, 4, 2)

@@ -1,0 +1,190 @@
+"""What is particular to the Triton MLP and projection: both ways to keep the hidden layer, tiles, GELU's accuracy."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backends import DEVICES
+
+from container_kernels.ops.fused_mlp import fused_mlp
+from container_kernels.ops.projection import projection, projection_with_statistics
+from container_kernels.testing import assert_within_budget, poisoned_outputs
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+
+from container_kernels.ops.fused_mlp.triton import config  # noqa: E402
+from container_kernels.ops.fused_mlp.triton.config import ChipConfig  # noqa: E402
+from container_kernels.ops.fused_mlp.triton.gelu import gelu, gelu_and_derivative  # noqa: E402
+from container_kernels.ops.projection.triton import config as product_config  # noqa: E402
+from container_kernels.ops.projection.triton.config import ProductConfig  # noqa: E402
+
+DEVICE = DEVICES["triton"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# (batch, tokens, channels, hidden, out_channels): several tiles of each with a last one that is not full; one token.
+SHAPES = [(3, 47, 20, 70, 20), (2, 65, 33, 48, 17), (1, 1, 64, 130, 64)]
+
+
+@triton.jit
+def gelu_kernel(h_ptr, g_ptr, again_ptr, derivative_ptr, size, DTYPE: tl.constexpr):
+    offsets = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    h = tl.load(h_ptr + offsets, mask=offsets < size, other=0.0)
+    again, derivative = gelu_and_derivative(h, DTYPE)
+    tl.store(g_ptr + offsets, gelu(h, DTYPE), mask=offsets < size)
+    tl.store(again_ptr + offsets, again, mask=offsets < size)
+    tl.store(derivative_ptr + offsets, derivative, mask=offsets < size)
+
+
+def evaluate(h, dtype):
+    """(gelu, gelu as the backward computes it, gelu') of h, float32."""
+    results = [torch.full_like(h, torch.nan) for _ in range(3)]
+    kernel_dtype = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    gelu_kernel[(triton.cdiv(h.numel(), 1024),)](h, *results, h.numel(), DTYPE=kernel_dtype)
+    return results
+
+
+# What the interpreter computes far from 0 overflows, as it does on a GPU, before the clamp.
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("dtype", "bound", "derivative_bound"),
+    [(torch.float32, 1e-6, 1e-6), (torch.bfloat16, 1.7e-4, 3e-4), (torch.float16, 6e-5, 6e-5)],
+    ids=str,
+)
+def test_gelu_is_exact_to_what_the_dtype_keeps(dtype, bound, derivative_bound):
+    h = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([-1e30, -300.0, 0.0, 300.0, 1e30])]).to(DEVICE)
+    g, again, derivative = evaluate(h, dtype)
+    exact = h.double().requires_grad_()
+    exact_g = F.gelu(exact)
+    (exact_derivative,) = torch.autograd.grad(exact_g.sum(), exact)
+    assert torch.equal(g, again)
+    # Relative beside 1: 300 keeps no more digits after the point than float32 has.
+    assert ((g - exact_g).abs() <= bound * (exact_g.abs() / 300).clamp(min=1)).all()
+    assert ((derivative - exact_derivative).abs() <= derivative_bound).all()
+    assert bound < torch.finfo(dtype).eps / 8 or dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gelu_keeps_nan_and_infinity(dtype):
+    g, again, _ = evaluate(torch.tensor([torch.nan, torch.inf], device=DEVICE), dtype)
+    assert g[0].isnan() and again[0].isnan()
+    assert g[1] == torch.inf and again[1] == torch.inf
+
+
+def make(shape, dtype):
+    batch, tokens, channels, hidden, out_channels = shape
+    sizes = [(batch, tokens, channels), (hidden, channels), (hidden,), (out_channels, hidden), (out_channels,)]
+    leaves = [torch.randn(size) for size in sizes]
+    leaves[1] *= 2 / channels**0.5  # GELU bends
+    leaves[3] /= hidden**0.5
+    return [t.to(DEVICE, dtype if t.ndim > 1 else torch.float32).requires_grad_() for t in leaves]
+
+
+def eager_mlp(x, w1, b1, w2, b2, *, residual, sample_scale):
+    out = F.linear(F.gelu(F.linear(x, w1, b1.to(x.dtype))), w2, b2.to(x.dtype))
+    if sample_scale is not None:
+        out = out * sample_scale.to(x.dtype)[:, None, None]
+    return out + x if residual else out
+
+
+def run(function, leaves, sample_scale, dtype=None, **options):
+    """Output and gradients by name; `dtype` promotes everything."""
+    leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in leaves]
+    scale = None if sample_scale is None else sample_scale.to(dtype or sample_scale.dtype)
+    out = function(*leaves, sample_scale=scale, **options)
+    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
+    return out, dict(zip(("x", "w1", "b1", "w2", "b2"), torch.autograd.grad(out, leaves, grad_out), strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("on_chip", [True, False], ids=["on chip", "in memory"])
+def test_both_ways_match_float64(monkeypatch, on_chip, dtype, shape):
+    monkeypatch.setattr(config, "on_chip", lambda *_: on_chip)
+    residual = shape[2] == shape[4]
+    leaves = make(shape, dtype)
+    sample_scale = torch.rand(shape[0], device=DEVICE) if residual else None
+    exact, exact_grads = run(fused_mlp, leaves, sample_scale, torch.float64, residual=residual, backend="reference")
+    eager, eager_grads = run(eager_mlp, leaves, sample_scale, residual=residual)
+    with poisoned_outputs():
+        out, grads = run(fused_mlp, leaves, sample_scale, residual=residual, backend="triton")
+    assert_within_budget("out", out, eager, exact)
+    for name in exact_grads:
+        assert_within_budget(f"gradient of {name}", grads[name], eager_grads[name], exact_grads[name])
+
+
+@pytest.mark.parametrize("on_chip", [True, False], ids=["on chip", "in memory"])
+def test_repeats_are_bit_identical(monkeypatch, on_chip):
+    monkeypatch.setattr(config, "on_chip", lambda *_: on_chip)
+    leaves = make(SHAPES[0], torch.bfloat16)
+    scale = torch.rand(SHAPES[0][0], device=DEVICE)
+    first, first_grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")
+    again, grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")
+    assert torch.equal(first, again)
+    assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
+
+
+@pytest.mark.parametrize("on_chip", [True, False], ids=["on chip", "in memory"])
+def test_a_dropped_sample_is_its_input(monkeypatch, on_chip):
+    """Stochastic depth: a branch of scale 0 adds nothing and teaches nothing, whatever is in it."""
+    monkeypatch.setattr(config, "on_chip", lambda *_: on_chip)
+    leaves = make((2, 37, 16, 40, 16), torch.bfloat16)
+    scale = torch.tensor([0.0, 2.0], device=DEVICE)
+    out, grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")
+    assert torch.equal(out[0], leaves[0][0])
+    others = leaves[0].detach().clone()
+    others[0].normal_()
+    _, grads_of_others = run(fused_mlp, [others, *leaves[1:]], scale, residual=True, backend="triton")
+    assert all(torch.equal(grads[name], grads_of_others[name]) for name in grads)
+    assert grads["w1"].count_nonzero() and grads["w2"].count_nonzero()
+
+
+@pytest.mark.parametrize("tiles", [ProductConfig(16, 16, 16, 4, 1), ProductConfig(32, 64, 16, 4, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_projection_in_any_tiles(monkeypatch, tiles, dtype):
+    """Several tiles of rows, columns and depth, none of which the sizes fill."""
+    monkeypatch.setattr(product_config, "product_config", lambda *_: tiles)
+    x, weight, bias, _, _ = make((3, 23, 37, 70, 1), dtype)
+    residual = torch.randn(3, 23, 70, device=DEVICE, dtype=dtype)
+    scale = torch.rand(3, device=DEVICE)
+    with torch.no_grad(), poisoned_outputs():
+        out, channel_sum, square_sum = projection_with_statistics(
+            x, weight, bias, residual=residual, sample_scale=scale, backend="triton"
+        )
+        alone = projection(x, weight, bias, residual=residual, sample_scale=scale, backend="triton")
+        exact = projection(
+            x.double(), weight.double(), bias, residual=residual.double(), sample_scale=scale, backend="reference"
+        )
+        eager = F.linear(x, weight, bias.to(dtype)) * scale.to(dtype)[:, None, None] + residual
+    assert torch.equal(out, alone)
+    assert_within_budget("out", out, eager, exact)
+    rows = out.double().flatten(0, 1)
+    torch.testing.assert_close(channel_sum.double(), rows.sum(0), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(square_sum.double(), rows.square().sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiles_cover_every_problem(dtype):
+    for channels in (1, 16, 17, 63, 64, 100, 128, 320, 512):
+        for out_channels in (1, 20, 64, 96, 128, 192, 320, 960, 2048):
+            tilings = [product_config.product_config(channels, out_channels, dtype)]
+            tilings.append(config.gradient_config(channels, out_channels, dtype))
+            if config.on_chip(channels, out_channels, dtype):
+                for choose in (config.forward_config, config.input_config, config.weight_config):
+                    tilings.append(choose(channels, out_channels, dtype))
+            for tiling in tilings:
+                *blocks, num_warps, _ = vars(tiling).values()
+                assert min(blocks) >= 16, tiling
+                assert all(size & (size - 1) == 0 for size in (*blocks, num_warps)), tiling
+    for rows in (1, 63, 6272, 401408):
+        for hidden in (1, 512, 100_000):
+            parts = config.num_parts(rows, hidden, ChipConfig(64, 64, 4, 2))
+            assert 1 <= parts <= -(-rows // 64)
+            assert parts == 1 or parts * -(-hidden // 64) <= config.WANTED_PROGRAMS
+
+
+def test_launch_rules_reach_both_ways():
+    """What the tests above force is also what users get: narrow channels on chip, wide ones in memory."""
+    assert all(config.on_chip(channels, channels, torch.bfloat16) for channels in (64, 128))
+    assert not any(config.on_chip(channels, channels, torch.bfloat16) for channels in (320, 512))
+    assert not config.on_chip(64, 320, torch.bfloat16)
+    assert config.on_chip(64, 64, torch.float32) and not config.on_chip(128, 128, torch.float32)
