@@ -34,6 +34,10 @@ class DescribedProblem(ModelProblem):
     def dtype(self) -> torch.dtype:
         return torch.bfloat16
 
+    @property
+    def optimizer_options(self) -> dict[str, bool]:
+        return {"foreach": True}  # the default on a GPU
+
     def autocast(self) -> AbstractContextManager:
         return torch.autocast("cpu", torch.bfloat16)
 
@@ -50,7 +54,6 @@ def described_gpu() -> Iterator[FakeTensorMode]:
             mock.patch(f"{ops}.backend._cuda_on_host", True),
             mock.patch(f"{ops}.backend._TRITON_INTERPRETED", True),
             mock.patch(f"{ops}.context_aggregation.backends._most_tokens", lambda *_: 256),
-            mock.patch("torch.optim.adam._default_to_fused_or_foreach", lambda *_, **__: (False, True)),
             mode,
             _Answers(),
             _Autocast(),

@@ -193,11 +193,14 @@ class ModelProblem(NetworkProblem):
     def image(self) -> Tensor:
         return self.random_image(self.batch, 3, self.size, self.size, dtype=torch.float32)
 
+    @property
+    def optimizer_options(self) -> dict[str, bool]:
+        # With the step counters on the GPU a CUDA graph can hold the whole step.
+        return {"capturable": True} if self.device == "cuda" else {}
+
     def step(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Result]:
         named = dict(module.named_parameters())
-        # Its step counters lie on the GPU there, so that a CUDA graph can hold the whole step.
-        capturable = self.device == "cuda"
-        optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, weight_decay=0.05, capturable=capturable)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=5e-4, weight_decay=0.05, **self.optimizer_options)
         labels = torch.randint(1000, (self.batch,), device=self.device)
 
         def train(image: Tensor) -> Result:

@@ -109,7 +109,7 @@ def time_operators(step: Callable[[], object], network: nn.Module, device: str, 
 
 def profiled_milliseconds(step: Callable[[], object], network: nn.Module) -> list[float]:
     """Milliseconds of every operator of one step by torch's profiler: on the GPU, or where there is none on the CPU."""
-    with profile() as profiled:
+    with profile(acc_events=True) as profiled:
         recorder = _recorded(step, network, lambda number: record_function(f"{_MARK}{number}"))
         if torch.cuda.is_available():
             torch.cuda.synchronize()

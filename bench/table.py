@@ -20,7 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cases
@@ -120,6 +120,19 @@ def measure_problem(problem: Problem, names: Sequence[str], rates: Rates, second
         )
 
 
+def measure_what_fits(problem: Problem, names: Sequence[str], rates: Rates, seconds: float, report: Report) -> None:
+    """`measure_problem`; for a network that does not fit, eager CONTAINER for one, with half the batch, and so on."""
+    while True:
+        try:
+            return measure_problem(problem, names, rates, seconds, report)
+        except torch.OutOfMemoryError as error:
+            report.notes.append(f"{problem.name}: {str(error).splitlines()[0]}")
+            torch.cuda.empty_cache()
+        if not isinstance(problem, ModelProblem) or problem.batch == 1:
+            return None
+        problem = replace(problem, batch=problem.batch // 2)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
     device = options.device
@@ -138,11 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         progress.set_description(problem.name)
         names = [name for name in contender_names(problem) if options.compile or name != COMPILED]
-        try:
-            measure_problem(problem, names, rates, options.seconds, report)
-        except torch.OutOfMemoryError as error:
-            report.notes.append(f"{problem.name}: {str(error).splitlines()[0]}")
-            torch.cuda.empty_cache()
+        measure_what_fits(problem, names, rates, options.seconds, report)
         write(report, options)  # what a later problem ends, a crash or the clock, keeps what was measured
 
     print(report.markdown())

@@ -364,6 +364,24 @@ def test_table_begins_no_problem_after_its_limit(tmp_path):
     assert report["notes"][0] == "mix forward, 8×7×7, 512 channels, 16 heads: -1 seconds were over"
 
 
+def test_network_that_does_not_fit_is_measured_on_a_smaller_batch(monkeypatch, tmp_path):
+    import table
+
+    def needs_room(problem, names, rates, seconds, report):
+        if getattr(problem, "batch", 100) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nlong story")
+        measured.append(problem.name)
+
+    measured = []
+    monkeypatch.setattr(table, "measure_problem", needs_room)
+    assert table.main(["--only", "mix,model", "--device", "cpu", "--output", str(tmp_path)]) == 0
+    (written,) = tmp_path.glob("*.json")
+    notes = json.loads(written.read_text())["notes"]
+    assert measured[0] == "container_light inference, batch 2, 224×224" and len(measured) == 4
+    assert notes[0] == "mix forward, 8×7×7, 512 channels, 16 heads: CUDA out of memory."
+    assert notes[12:14] == [f"container_light inference, batch {n}, 224×224: CUDA out of memory." for n in (8, 4)]
+
+
 def usage_lines(path):
     """The commands that a module's docstring tells the reader to type."""
     commands = re.findall(r"^    (\w+ bench\S*(?: --\S+(?: [a-z\d,]+)?)*)", path.read_text(), re.MULTILINE)
