@@ -82,10 +82,6 @@ class Places:
                 stack.callback(delattr, module, "aggregate")
             yield
 
-    def begin(self) -> None:
-        """A new step."""
-        self._backward = False
-
     def of(self, function: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> Place:
         """Where the step is that now calls the operator on the tensors."""
         if self._optimizing:
@@ -95,7 +91,7 @@ class Places:
         direction = "backward" if self._backward else "forward"
         # A module that runs inside a node computes its forward once more.
         path = self._stack[-1] if self._stack else "" if node is None else self._forward_of(node)
-        return Place(*_stage_and_part(path, function, tensors, node is not None), direction)
+        return Place(*_stage_and_part(path, function, tensors, "" if node is None else node.name()), direction)
 
     def _path(self, module: nn.Module) -> str | None:
         return self._paths.get(id(module))
@@ -136,11 +132,11 @@ class Places:
         self._optimizing = begins
 
 
-def _stage_and_part(path: str, function: torch._ops.OpOverload, tensors: list, in_node: bool) -> tuple[str, str]:
+def _stage_and_part(path: str, function: torch._ops.OpOverload, tensors: list, node: str) -> tuple[str, str]:
     if match := _PATCHES.match(path):
         return _stage(match), "patch embedding"
     if match := _BLOCK.match(path):
-        return _stage(match), _block_part(match["layer"], function, tensors, in_node)
+        return _stage(match), _block_part(match["layer"], function, tensors, node)
     return ("head", "head") if path else ("step", "loss")
 
 
@@ -148,10 +144,10 @@ def _stage(match: re.Match) -> str:
     return f"stage {int(match['ours']) + 1 if match['ours'] else int(match['theirs'])}"
 
 
-def _block_part(layer: str, function: torch._ops.OpOverload, tensors: list, in_node: bool) -> str:
+def _block_part(layer: str, function: torch._ops.OpOverload, tensors: list, node: str) -> str:
     operator = operator_costs.name(function)
     part = next((part for pattern, part in _LAYERS if pattern.match(layer)), None)
-    if in_node and operator in ("add", "add_") and part in ("norm", "position embedding"):
+    if node and operator in ("add", "add_") and part in ("norm", "position embedding"):
         return "residual"  # of two branches' gradients, added where the first layer of one ends
     if part is not None and layer != "aggregation":
         return part
@@ -160,8 +156,9 @@ def _block_part(layer: str, function: torch._ops.OpOverload, tensors: list, in_n
         return "position embedding" if word == "local" and _window(tensors) == 3 else _OPERATORS.get(word, "residual")
     if part is not None:
         return part
-    # Vectors and matrices are weights, into which a norm is folded.
-    return "norm" if all(t.ndim <= 2 for t in tensors) else "residual"
+    # Vectors and matrices are weights, into which a norm is folded; operators with "stats" in their name also give the
+    # sums that a norm needs, whose gradients theirs adds to the output's.
+    return "norm" if all(t.ndim <= 2 for t in tensors) or "stats" in node else "residual"
 
 
 def _window(tensors: list[torch.Tensor]) -> int:
