@@ -34,7 +34,7 @@ WEIGHT_16 = {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)}
 # Without tensor cores all operands pass through registers: small tiles.
 FORWARD_32 = {64: (64, 32, 8, 2)}
 INPUT_32 = {64: (64, 32, 8, 2)}
-WEIGHT_32 = {64: (16, 64, 8, 2)}
+WEIGHT_32 = {64: (16, 32, 4, 2)}
 
 
 def on_chip(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
