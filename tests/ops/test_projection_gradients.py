@@ -8,6 +8,7 @@ from backends import DEVICES, DTYPES, FUSED_PROJECTION, PROJECTION, dtype_name
 from test_projection import Case, make, run
 
 from container_kernels import projection, projection_with_statistics
+from container_kernels.ops.tokens import scaled_samples
 from container_kernels.testing import assert_within_budget, eager_projection
 
 
@@ -104,3 +105,10 @@ def test_second_order_in_narrow_dtypes(backend, dtype):
     exact = gradient_penalty(function(partial(projection, backend="reference")), exact_leaves, order=2)
     for name, *grads in zip(("x", "weight", "bias"), actual, eager, exact, strict=True):
         assert_within_budget(f"second-order gradient of {name}", *grads)
+
+
+def test_factors_are_not_rounded_before_their_product():
+    branch, factors = torch.randn(50, 3, 4).bfloat16(), torch.rand(50)
+    expected = (branch.float() * factors[:, None, None]).bfloat16()
+    assert torch.equal(scaled_samples(branch, factors), expected)
+    assert scaled_samples(branch, None) is branch
