@@ -17,6 +17,14 @@ constexpr int kPanelLanes = kPanelVectors * kLanes<A>;
 // lose less than one long sum.
 constexpr int64_t kProductDepth = 64;
 
+// Asks for `count` rows of a row-major matrix ahead of their use.
+template <class T>
+CK_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t columns) {
+    for (int64_t row = 0; row < count; ++row) {
+        for (int64_t c = 0; c < columns; c += 64 / sizeof(T)) __builtin_prefetch(rows + row * stride + c);
+    }
+}
+
 // The left factor: (row, k) is at data[row * stride + k], or at data[k * stride + row] when transposed.
 template <bool Transposed, class A>
 struct LeftFactor {
@@ -28,6 +36,11 @@ struct LeftFactor {
     }
     CK_INLINE LeftFactor from(int64_t row, int64_t k) const {
         return {data + (Transposed ? k * stride + row : row * stride + k), stride};
+    }
+    // Asks for rows that are needed next: short runs of many rows are not what the hardware foresees. Of a
+    // transposed factor they lie in the same cache lines.
+    CK_INLINE void prefetch(int64_t row, int64_t rows, int64_t depth) const {
+        if (!Transposed) prefetch_rows(data + row * stride, stride, rows, depth);
     }
 };
 template <class A>
@@ -109,6 +122,7 @@ __attribute__((noinline)) void multiply_panel(LeftFactor<Transposed, A> left, in
                                               Panel<A> result) {
     int64_t row = 0;
     for (; row + kProductRows <= rows; row += kProductRows) {
+        left.prefetch(row + kProductRows, kProductRows, depth);
         multiply_block<kProductRows, Vectors>(left.from(row, 0), right, depth, add, result.from(row));
     }
     for (; row < rows; ++row) {

@@ -44,11 +44,8 @@ void forward(const ProjectionForward& params, int threads) {
         A* const x_panels = scratch + thread * scratch_size;
         const Panel<A> y{x_panels + x_size, lanes};
         A* const weight_scratch = y.data + y_size;
-        for (int64_t panel = first; panel < last; ++panel) {
-            pack_tokens(x + panels.begin(panel) * channels, channels, panels.size(panel), channels,
-                        Panel<A>{x_panels + (panel - first) * channels * lanes, lanes});
-        }
-        for (int64_t block = tasks.first_block(group); block < tasks.first_block(group + 1); ++block) {
+        const int64_t first_block = tasks.first_block(group);
+        for (int64_t block = first_block; block < tasks.first_block(group + 1); ++block) {
             const int unit = static_cast<int>(blocks.begin(block)), units = blocks.size(block);
             const auto weight =
                 weight_block(static_cast<const T*>(params.weight) + static_cast<int64_t>(unit) * channels,
@@ -59,8 +56,20 @@ void forward(const ProjectionForward& params, int threads) {
             }
             for (int64_t panel = first; panel < last; ++panel) {
                 const int64_t token = panels.begin(panel), tokens = panels.size(panel);
-                multiply(by_rows(weight.data, weight.stride), units,
-                         Panel<const A>{x_panels + (panel - first) * channels * lanes, lanes}, channels,
+                const Panel<A> x_panel{x_panels + (panel - first) * channels * lanes, lanes};
+                if (block == first_block) {
+                    pack_tokens(x + token * channels, channels, tokens, channels, x_panel);
+                }
+                // Memory bounds a narrow projection: ask early for what is written, added, and read next.
+                prefetch_rows(output.out + token * out_channels + unit, out_channels, tokens, units);
+                if (output.residual) {
+                    prefetch_rows(output.residual + token * out_channels + unit, out_channels, tokens, units);
+                }
+                if (block == first_block && panel + 1 < panels.count) {
+                    prefetch_rows(x + panels.begin(panel + 1) * channels, channels, panels.size(panel + 1),
+                                  channels);
+                }
+                multiply(by_rows(weight.data, weight.stride), units, read_only(x_panel), channels,
                          panels.vectors(panel), false, y);
                 store_tokens(y, token, tokens, unit, units, output);
                 if (params.channel_sum) {
