@@ -63,8 +63,20 @@ class ProductCase:
 
     @property
     def aligned(self) -> bool:
-        """Whether every row of every matrix starts at a multiple of 16 bytes."""
-        return all(size % 8 == 0 for size in (self.channels, self.hidden, self.out_channels))
+        """Whether Triton can see that every row of every matrix starts at a multiple of 16 bytes."""
+        return all(size % 16 == 0 for size in (self.channels, self.hidden, self.out_channels))
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """What a batch norm is made of: folded into a layer of twice as many channels, tracked, its sums differentiated."""
+
+    capability: int
+    channels: int
+    dtype: str
+
+    def __str__(self):
+        return f"sm{self.capability}-norm-{self.channels}-{self.dtype}"
 
 
 # One case for each branch: whole rows and tiles, each accumulator width, padding, both static terms.
@@ -126,6 +138,13 @@ PRODUCT_SWEEP = [
 ]
 
 
+NORMS = [
+    NormCase(capability, channels, dtype)
+    for capability in SHARED_MEMORY
+    for channels, dtype in ((64, "bfloat16"), (320, "float32"), (37, "float16"))
+]
+
+
 @pytest.fixture(scope="module")
 def kernels(request):
     """The facts of every kernel, by case, of the cases that this run selected."""
@@ -170,6 +189,19 @@ def test_product_kernels_fit_the_device(case, kernels):
             assert kernel["wide_loads"], f"no 128-bit loads: {kernel}"
 
 
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_norm_kernels_fit_the_device(case, kernels):
+    facts = kernels[case]
+    assert [kernel["kernel"] for kernel in facts] == [
+        "forward_kernel", "forward_kernel", "backward_kernel", "track_kernel", "gradient_kernel"
+    ]  # fmt: skip
+    for kernel in facts:
+        assert kernel["stack"] == 0, f"spills to the stack: {kernel}"
+        assert kernel["shared"] <= SHARED_MEMORY[case.capability], kernel
+    if case.channels % 8 == 0:
+        assert facts[-1]["wide_loads"], f"no 128-bit loads: {facts[-1]}"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_tiles_cover_every_problem(dtype):
     from container_kernels.ops.context_aggregation.triton import config
@@ -187,7 +219,7 @@ def test_tiles_cover_every_problem(dtype):
                     assert size & (size - 1) == 0, launch
 
 
-def compile_elsewhere(cases: list[Case | ProductCase]) -> dict[Case | ProductCase, list[dict]]:
+def compile_elsewhere(cases: list[Case | ProductCase | NormCase]) -> dict[Case | ProductCase | NormCase, list[dict]]:
     """Run this file as a program in a process that compiles instead of interpreting."""
     if not cases:
         return {}
@@ -220,7 +252,7 @@ class OfflineDriver:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def compile_case(case: Case | ProductCase) -> list[dict]:
+def compile_case(case: Case | ProductCase | NormCase) -> list[dict]:
     """Launch the case's op on meta tensors, compiling only, and describe the kernels it would have run."""
     compiled = []
     run = triton.runtime.jit.JITFunction.run
@@ -233,6 +265,8 @@ def compile_case(case: Case | ProductCase) -> list[dict]:
         patch.setattr(triton.runtime.jit.JITFunction, "run", compile_only)
         if isinstance(case, ProductCase):
             launch_products(case)
+        elif isinstance(case, NormCase):
+            launch_norm(case)
         else:
             launch_mix(case) if case.head_dim else launch_depthwise(case)
     return [describe(name, kernel) for name, kernel in compiled]
@@ -294,6 +328,25 @@ def launch_products(case: ProductCase) -> None:
     projection.forward_with_statistics(*arguments, out=out, channel_sum=b2, channel_square_sum=grad_b2)
 
 
+def launch_norm(case: NormCase) -> None:
+    """Folding by statistics and by mean and variance, its gradient, tracking, the gradient of the sums."""
+    from container_kernels.ops.fold_norm import triton as folding
+    from container_kernels.ops.statistics import triton as statistics
+
+    channels, rows, dtype = case.channels, 2 * case.channels, getattr(torch, case.dtype)
+    first, second, gamma, beta, *grads = torch.empty(8, channels)
+    weight, grad_weight = torch.empty(2, rows, channels)
+    folded, (bias, shift) = torch.empty(rows, channels, dtype=dtype), torch.empty(2, rows)
+    for count in (1568, 0):
+        folding.forward(weight, bias, first, second, count, gamma, beta, 1e-5, folded=folded, shift=shift)
+    names = ("grad_first", "grad_second", "grad_gamma", "grad_beta")
+    outputs = dict(zip(names, grads, strict=True), grad_weight=grad_weight)
+    folding.backward(folded, shift, weight, first, second, 1568, gamma, beta, 1e-5, **outputs)
+    folding.track(gamma, beta, torch.empty((), dtype=torch.int64), first, second, 1568, 0.1)
+    out, grad_out, total = torch.empty(3, 32, 49, channels, dtype=dtype)
+    statistics.gradient(out, grad_out, first, second, total=total)
+
+
 def describe(name: str, kernel) -> dict:
     """What ptxas and the PTX say about one kernel."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -318,5 +371,5 @@ def describe(name: str, kernel) -> dict:
 
 
 if __name__ == "__main__":
-    kinds = {kind.__name__: kind for kind in (Case, ProductCase)}
+    kinds = {kind.__name__: kind for kind in (Case, ProductCase, NormCase)}
     print(json.dumps([compile_case(kinds[name](**fields)) for name, fields in json.load(sys.stdin)]))

@@ -63,6 +63,7 @@ ROWS = (
     Row("cuda", "fused_mlp", ("triton",), "prediction: the hidden layer stays on chip where that wins"),
     Row("cuda", "projection", ("triton",), "prediction: bound by memory, and residual and statistics cost no pass"),
     Row("cuda", "fold_norm", ("triton",), "prediction: one launch instead of a dozen on small tensors"),
+    Row("cuda", "statistics", ("triton",), "prediction: one pass over three tensors instead of three over wider ones"),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
 )
 

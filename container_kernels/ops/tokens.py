@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Ops that work on each pixel alone see any (B, …, C) tensor as B samples of T tokens."""
 
-import torch
 from torch import Tensor
 
 from .library import accumulation_dtype
@@ -19,16 +18,6 @@ def scaled_samples(branch: Tensor, sample_scale: Tensor | None) -> Tensor:
     # A factor that was rounded to the branch's dtype would be wrong in the same direction for the whole sample.
     factors = sample_scale.to(accumulation_dtype(branch.dtype)).view(-1, *[1] * (branch.ndim - 1))
     return (branch * factors).to(branch.dtype)
-
-
-def gradient_through_statistics(out: Tensor, grad_out: Tensor, grad_sum: Tensor, grad_square_sum: Tensor) -> Tensor:
-    """What reaches `out` (…, C) of which Σ out and Σ out² by channel were taken too, in the dtype of `out`.
-
-        grad_out + grad_sum + 2 · out · grad_square_sum
-
-    Rounded once, after the sum: the statistics' share is small beside grad_out and would round away.
-    """
-    return (torch.addcmul(grad_sum, out, grad_square_sum, value=2) + grad_out).to(out.dtype)
 
 
 def zeros_for_bias(bias: Tensor | None, like: Tensor, channels: int) -> Tensor:

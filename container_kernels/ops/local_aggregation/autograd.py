@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE
-from ..tokens import gradient_through_statistics
+from ..statistics import gradient_through_statistics
 from . import schema  # noqa: F401 - defines the operators differentiated here
 
 
@@ -47,7 +47,9 @@ def _register(backend: str) -> None:
 
     def backward_with_statistics(ctx, grad_out, grad_sum, grad_square_sum):
         x, weight, out = ctx.saved_tensors
-        return input_gradients(ctx, gradient_through_statistics(out, grad_out, grad_sum, grad_square_sum), x, weight)
+        return input_gradients(
+            ctx, gradient_through_statistics(backend, out, grad_out, grad_sum, grad_square_sum), x, weight
+        )
 
     # The weight gradient is linear in each of its inputs, so its own derivatives are local aggregations again.
     def double_backward(ctx, of_grad_weight, of_grad_bias):

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..library import LIBRARY, NAMESPACE
-from ..tokens import gradient_through_statistics, scaled_samples
+from ..statistics import gradient_through_statistics
+from ..tokens import scaled_samples
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
 
@@ -47,7 +48,9 @@ def _register(backend: str) -> None:
 
     def backward_with_statistics(ctx, grad_out, grad_sum, grad_square_sum):
         *inputs, out = ctx.saved_tensors
-        return input_gradients(ctx, gradient_through_statistics(out, grad_out, grad_sum, grad_square_sum), *inputs)
+        return input_gradients(
+            ctx, gradient_through_statistics(backend, out, grad_out, grad_sum, grad_square_sum), *inputs
+        )
 
     def save_for_double_backward(ctx, inputs, output):
         ctx.save_for_backward(*inputs)

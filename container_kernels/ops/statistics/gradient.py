@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""The gradient of a tensor whose sums by channel were taken in the pass that wrote it.
+
+    stats_grad_<backend>(out, grad_out, grad_sum, grad_square_sum) -> grad_out + grad_sum + 2 · out · grad_square_sum
+
+out and grad_out (…, C) and the result have one dtype, grad_sum and grad_square_sum (C,) are in the accumulation dtype.
+"""
+
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from ..backend import DEVICE_TYPES, choose, why_not_here
+from ..library import define, new_empty, refuse_double_backward
+
+# Beside "reference". On a GPU in bfloat16 plain PyTorch moves four times as many bytes; on a CPU one pass more.
+COMPILED = ("triton",)
+
+
+def gradient_through_statistics(
+    backend: str, out: Tensor, grad_out: Tensor, grad_sum: Tensor, grad_square_sum: Tensor
+) -> Tensor:
+    """What reaches `out` (…, C) of which Σ out and Σ out² by channel were taken too, in the dtype of `out`.
+
+        grad_out + grad_sum + 2 · out · grad_square_sum
+
+    Rounded once, after the sum: the statistics' share is small beside grad_out and would round away.
+
+    Args:
+        backend: the one that wrote `out`; it serves here too if it can, else the fastest that does. Where derivatives
+            of the result are wanted, that is plain PyTorch.
+    """
+    name = "reference"
+    if not torch.is_grad_enabled():
+        name = choose("statistics", backend if backend in COMPILED else None, _why_not, out, compiled=COMPILED)
+    if name == "reference":
+        return (torch.addcmul(grad_sum, out, grad_square_sum, value=2) + grad_out).to(out.dtype)
+    operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
+    return operator(out, grad_out, grad_sum, grad_square_sum)
+
+
+def _why_not(name: str, out: Tensor) -> str | None:
+    if name not in ("reference", *COMPILED):
+        return f"statistics have no {name!r} kernel"
+    return why_not_here(name, out)
+
+
+def _outputs(out: Tensor) -> Tensor:
+    return new_empty(out, tuple(out.shape))
+
+
+def _register(backend: str) -> None:
+    def kernel(out, grad_out, grad_sum, grad_square_sum):
+        total = _outputs(out)
+        if total.numel():
+            import_module(f"{__package__}.{backend}").gradient(
+                *(t.contiguous() for t in (out, grad_out, grad_sum, grad_square_sum)), total=total
+            )
+        return total
+
+    define(
+        f"stats_grad_{backend}(Tensor out, Tensor grad_out, Tensor grad_sum, Tensor grad_square_sum) -> Tensor",
+        kernel,
+        lambda out, grad_out, grad_sum, grad_square_sum: _outputs(out),
+        DEVICE_TYPES[backend],
+    )
+    refuse_double_backward(f"stats_grad_{backend}", backend)
+
+
+for _backend in COMPILED:
+    _register(_backend)

@@ -1,0 +1,61 @@
+"""The gradient through sums by channel: one rounding, any shape; plain PyTorch where it is differentiated itself."""
+
+import pytest
+import torch
+from backends import DEVICES, DTYPES, dtype_name
+
+from container_kernels.ops.statistics import gradient_through_statistics
+from container_kernels.ops.statistics.gradient import COMPILED
+from container_kernels.testing import poisoned_outputs
+
+SHAPES = [(1, 1), (2, 3, 5, 64), (3, 7, 37), (1, 40, 200), (513, 8), (0, 4, 16)]
+
+
+def make(shape, dtype, device):
+    random = torch.Generator().manual_seed(sum(shape))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    out, grad_out = (torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device) for _ in range(2))
+    sums = (torch.randn(shape[-1:], generator=random, dtype=torch.float64).to(wide).to(device) for _ in range(2))
+    return out, grad_out, *sums
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [(name, dtype) for name in ("reference", *COMPILED) for dtype in DTYPES[name]], ids=dtype_name
+)
+@torch.no_grad()
+def test_matches_float64(backend, dtype, shape):
+    inputs = out, grad_out, grad_sum, grad_square_sum = make(shape, dtype, DEVICES[backend])
+    with poisoned_outputs():
+        total = gradient_through_statistics(backend, *inputs)
+    terms = [grad_out.double(), grad_sum.double(), 2 * out.double() * grad_square_sum.double()]
+    exact = terms[0] + terms[1] + terms[2]
+    # One rounding to the dtype, and in the accumulation dtype one for each of the four operations.
+    wide = torch.finfo(grad_sum.dtype).eps
+    allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 2 * wide * sum(t.abs() for t in terms)
+    assert total.dtype == dtype and ((total.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@torch.no_grad()
+def test_any_strides(backend):
+    out, grad_out, *sums = make((2, 3, 5, 16), torch.float32, DEVICES[backend])
+    expected = gradient_through_statistics(backend, out, grad_out, *sums)
+    turned = grad_out.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert torch.equal(gradient_through_statistics(backend, out, turned, *sums), expected)
+    broadcast = torch.ones((), device=out.device).expand_as(out)
+    assert torch.equal(
+        gradient_through_statistics(backend, out, broadcast, *sums),
+        gradient_through_statistics(backend, out, torch.ones_like(out), *sums),
+    )
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_operator(backend):
+    inputs = make((3, 7, 37), torch.float32, DEVICES[backend])
+    operator = getattr(torch.ops.container_kernels, f"stats_grad_{backend}").default
+    torch.library.opcheck(operator, inputs)
+    inputs[1].requires_grad_()
+    assert gradient_through_statistics(backend, *inputs).grad_fn.name().startswith("Add")
+    with pytest.raises(RuntimeError, match="has no second derivatives"):
+        operator(*inputs).sum().backward()
