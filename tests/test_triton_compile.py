@@ -112,7 +112,16 @@ SWEEP = [
 # The stages of the networks.
 STAGES = [(64, 512, 64), (128, 1024, 128), (320, 1280, 320), (512, 2048, 512)]
 # Padding, of channels and of tiles, on chip and in memory; other widths out than in; rows that are not aligned.
-UNEVEN = [(20, 70, 33), (7, 9, 5), (48, 96, 100), (16, 64, 16), (96, 1000, 64), (130, 70, 200), (256, 64, 32)]
+UNEVEN = [
+    (20, 70, 33),
+    (100, 70, 97),
+    (7, 9, 5),
+    (48, 96, 100),
+    (16, 64, 16),
+    (96, 1000, 64),
+    (130, 70, 200),
+    (256, 64, 32),
+]
 PRODUCT_BRANCHES = [
     case
     for capability in SHARED_MEMORY

@@ -45,12 +45,13 @@ def on_chip(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
         on chip     2 + 7 products, 18 C FLOPs
         in memory   2 + 5 products, 14 C FLOPs, 14 bytes: g written, read; g, dh written, g read once, dh twice
 
-    At 600 TFLOP/s for tiles on chip, 700 for large products and 3 TB/s that is 30 C fs against 20 C fs + 4.7 ps: on
-    chip wins below C of about 460 (predicted). Long before, the accumulators of the weights' gradients, 2 · C by a tile
-    of 64 units, no longer fit the registers: 128 channels is what does, 64 in float32. Channels that pad badly lose up
-    to half of the multiplications and still win by bytes.
+    At 500 TFLOP/s for tiles on chip, 700 for large products and 3 TB/s that is 36 C fs against 20 C fs + 4.7 ps: on
+    chip wins below C of about 290 (predicted). Long before, the accumulators of the weights' gradients, 2 · C by a tile
+    of 64 units, no longer fit the registers: 128 channels is what does, 64 in float32 or where rows are not aligned to
+    16 bytes. Channels that pad badly lose up to half of the multiplications and still win by bytes.
     """
-    return max(channels, out_channels) <= (64 if dtype == torch.float32 else 128)
+    exact = dtype == torch.float32
+    return max(channels, out_channels) <= (64 if exact or not _aligned(channels, out_channels) else 128)
 
 
 def forward_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
@@ -65,6 +66,8 @@ def input_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipCo
 
 def weight_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
     """Launch parameters of the gradients of the weights."""
+    if dtype != torch.float32 and not _aligned(channels, out_channels):
+        return ChipConfig(32, 64, 4, 2)  # loads of single elements: registers go into addresses
     return _tiled(WEIGHT_32 if dtype == torch.float32 else WEIGHT_16, channels, out_channels)
 
 
@@ -78,9 +81,14 @@ def gradient_config(channels: int, out_channels: int, dtype: torch.dtype) -> Pro
     """Launch parameters of the kernel that computes two products of the hidden layer's shape, both held at its end."""
     if dtype == torch.float32:
         return ProductConfig(64, 64, 16, 8, 2)
-    if channels % 8 or out_channels % 8:
+    if channels % 16 or out_channels % 16:
         return ProductConfig(64, 32, 32, 4, 2)
     return ProductConfig(128, 128, 64, 8, 3)
+
+
+def _aligned(channels: int, out_channels: int) -> bool:
+    """Whether rows of 16-bit elements start at multiples of 16 bytes."""
+    return channels % 8 == 0 and out_channels % 8 == 0
 
 
 def _tiled(table: dict[int, tuple[int, int, int, int]], channels: int, out_channels: int) -> ChipConfig:

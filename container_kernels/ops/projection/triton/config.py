@@ -25,16 +25,24 @@ def padded(size: int) -> int:
 def product_config(channels: int, out_channels: int, dtype: torch.dtype) -> ProductConfig:
     """Launch parameters for rows × channels by channels × out_channels.
 
-    A tile of 128 rows reads the weights, which lie in L2, once for 128 tokens; wider tiles read x again less often, but
-    where out_channels fills them badly the padding is multiplied too. float32 products without tensor cores take all
-    operands through registers, and rows that no 16-byte load fits need more addresses: their tiles are smaller.
+    - A tile of 128 rows reads the weights, which lie in L2, once for 128 tokens. A tile of 128 columns reads x half as
+      often as one of 64, which pays for a quarter of columns that are padding (as of 320), not for more.
+    - A depth of one or two steps is bound by memory: no buffers for more steps than there are, and tiles of few
+      registers, so that more of them load at a time.
+    - float32 products without tensor cores take all operands through registers, and rows of which Triton does not know
+      that 16-byte loads fit (it does for multiples of 16) need more addresses: their tiles are smaller.
     """
     if dtype == torch.float32:
         return ProductConfig(64, 64, 16, 8, 2)
     block_k = min(64, padded(channels))
-    if channels % 8 or out_channels % 8:
+    if channels % 16 or out_channels % 16:
         return ProductConfig(64, 32, block_k, 4, 2)
     block_n = min(128, padded(out_channels))
-    while block_n > 64 and out_channels % block_n:
-        block_n //= 2
-    return ProductConfig(128, block_n, block_k, 4 if block_n <= 64 else 8, 3)
+    if block_n == 128 and -(-out_channels // 128) * 128 > 1.25 * out_channels:
+        block_n = 64
+    steps = -(-channels // block_k)
+    if block_n <= 64:
+        return ProductConfig(128, block_n, block_k, 8 if steps == 1 else 4, min(steps, 3))
+    if steps <= 2:
+        return ProductConfig(64, block_n, block_k, 4, steps)
+    return ProductConfig(128, block_n, block_k, 8, 3)
