@@ -35,7 +35,8 @@ def gradient_through_statistics(
     if not torch.is_grad_enabled():
         name = choose("statistics", backend if backend in COMPILED else None, _why_not, out, compiled=COMPILED)
     if name == "reference":
-        return (torch.addcmul(grad_sum, out, grad_square_sum, value=2) + grad_out).to(out.dtype)
+        # In place: pages of one more temporary, fresh from the system, would cost more than the sum.
+        return torch.addcmul(grad_sum, out, grad_square_sum, value=2).add_(grad_out).to(out.dtype)
     operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
     return operator(out, grad_out, grad_sum, grad_square_sum)
 
