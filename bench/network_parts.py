@@ -42,7 +42,7 @@ _OPERATORS = {
     "mix": "aggregation",
     "local": "aggregation",
     "fold": "norm",
-    "track": "norm",
+    "stats": "norm",
 }
 
 
