@@ -66,8 +66,8 @@ def input_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipCo
 
 def weight_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
     """Launch parameters of the gradients of the weights."""
-    if dtype != torch.float32 and not _aligned(channels, out_channels):
-        return ChipConfig(32, 64, 4, 2)  # loads of single elements: registers go into addresses
+    if dtype != torch.float32 and (max(channels, out_channels) <= 32 or not _aligned(channels, out_channels)):
+        return ChipConfig(32, 64, 4, 2)  # 64 tokens spill: in addresses of single elements, or to reach 128 registers
     return _tiled(WEIGHT_32 if dtype == torch.float32 else WEIGHT_16, channels, out_channels)
 
 
