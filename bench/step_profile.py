@@ -219,9 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = {"conditions": {options.label: machine.conditions(options.device)}, "profiles": []}
         for profile in profiles(options):
             report["profiles"].append(profile)
+            if options.output:  # what the clock ends keeps what was measured
+                save(report, options.output)
     print(markdown(report))
     if options.output:
         save(report, options.output)
+        print(f"wrote {options.output}")
     return 0
 
 
