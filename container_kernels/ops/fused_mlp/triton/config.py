@@ -25,16 +25,16 @@ class ChipConfig:
     num_stages: int
 
 
-# By padded channels (64 stands for less too). A warp needs 16 rows of a product's left operand: with fewer, warps
+# By padded channels (32 stands for 16 too). A warp needs 16 rows of a product's left operand: with fewer, warps
 # repeat each other's work. Two blocks on a multiprocessor, so that one's GELU runs beside the other's products, come
 # before more tokens a block, which would read the weights less often from L2.
-FORWARD_16 = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}
-INPUT_16 = {64: (64, 64, 4, 2), 128: (64, 64, 4, 2)}
-WEIGHT_16 = {64: (64, 64, 4, 2), 128: (32, 64, 4, 2)}
+FORWARD_16 = {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}
+INPUT_16 = {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 4, 2)}
+WEIGHT_16 = {32: (32, 64, 4, 2), 64: (64, 64, 4, 2), 128: (32, 64, 4, 2)}
 # Without tensor cores all operands pass through registers: small tiles.
-FORWARD_32 = {64: (64, 32, 8, 2)}
-INPUT_32 = {64: (64, 32, 8, 2)}
-WEIGHT_32 = {64: (16, 32, 4, 2)}
+FORWARD_32 = {32: (64, 32, 8, 2), 64: (64, 32, 8, 2)}
+INPUT_32 = {32: (64, 32, 8, 2), 64: (64, 32, 8, 2)}
+WEIGHT_32 = {32: (16, 64, 4, 2), 64: (16, 32, 4, 2)}
 
 
 def on_chip(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
@@ -66,8 +66,8 @@ def input_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipCo
 
 def weight_config(channels: int, out_channels: int, dtype: torch.dtype) -> ChipConfig:
     """Launch parameters of the gradients of the weights."""
-    if dtype != torch.float32 and (max(channels, out_channels) <= 32 or not _aligned(channels, out_channels)):
-        return ChipConfig(32, 64, 4, 2)  # 64 tokens spill: in addresses of single elements, or to reach 128 registers
+    if dtype != torch.float32 and not _aligned(channels, out_channels):
+        return ChipConfig(32, 64, 4, 2)  # loads of single elements: registers go into addresses
     return _tiled(WEIGHT_32 if dtype == torch.float32 else WEIGHT_16, channels, out_channels)
 
 
@@ -92,4 +92,4 @@ def _aligned(channels: int, out_channels: int) -> bool:
 
 
 def _tiled(table: dict[int, tuple[int, int, int, int]], channels: int, out_channels: int) -> ChipConfig:
-    return ChipConfig(*table[max(64, padded(channels), padded(out_channels))])
+    return ChipConfig(*table[max(32, padded(channels), padded(out_channels))])
