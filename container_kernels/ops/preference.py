@@ -15,18 +15,21 @@ _HALF = (torch.bfloat16, torch.float16)
 
 class Row(NamedTuple):
     device_type: str
-    # None: any op.
+    # One or several; None: any op.
     op: str | None
     order: tuple[str, ...]
     because: str
     # Of the mix: dtypes and the most tokens it holds for; None: any.
     dtypes: tuple[torch.dtype, ...] | None = None
     max_tokens: int | None = None
+    # Where torch multiplies float32 on tensor cores; None: either way.
+    tf32: bool | None = None
 
     @property
     def condition(self) -> str:
         """What the row holds for, in words."""
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
+        dtypes += " as TF32" if self.tf32 else ""
         tokens = f"N <= {self.max_tokens}" if self.max_tokens else ""
         return "; ".join(filter(None, [f"{self.op or 'any op'} on {self.device_type}", dtypes, tokens]))
 
@@ -60,8 +63,28 @@ ROWS = (
         "prediction: bound by multiplications, which TF32, where torch allows it, puts on tensor cores in triton only",
         dtypes=(torch.float32,),
     ),
-    Row("cuda", "fused_mlp", ("triton",), "prediction: the hidden layer stays on chip where that wins"),
-    Row("cuda", "projection", ("triton",), "prediction: bound by memory, and residual and statistics cost no pass"),
+    Row(
+        "cuda",
+        "fused_mlp, projection",
+        ("triton",),
+        "prediction: no pass for residual and statistics; the hidden layer stays on chip, or at least is not kept",
+        dtypes=_HALF,
+    ),
+    Row(
+        "cuda",
+        "fused_mlp, projection",
+        ("triton",),
+        "prediction: the same, where float32 has tensor cores",
+        dtypes=(torch.float32,),
+        tf32=True,
+    ),
+    Row(
+        "cuda",
+        "fused_mlp, projection",
+        ("reference",),
+        "prediction: without tensor cores cuBLAS multiplies best",
+        dtypes=(torch.float32,),
+    ),
     Row("cuda", "fold_norm", ("triton",), "prediction: one launch instead of a dozen on small tensors"),
     Row("cuda", "statistics", ("triton",), "prediction: one pass over three tensors instead of three over wider ones"),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
@@ -73,9 +96,15 @@ def order(op: str, tensor: Tensor) -> tuple[str, ...]:
     for row in ROWS:
         if (
             row.device_type == tensor.device.type
-            and row.op in (None, op)
+            and (row.op is None or op in row.op.split(", "))
             and (row.dtypes is None or tensor.dtype in row.dtypes)
             and (row.max_tokens is None or tensor.shape[1] <= row.max_tokens)
+            and (row.tf32 is None or row.tf32 == _allows_tf32())
         ):
             return row.order
     return ()
+
+
+@torch.compiler.assume_constant_result
+def _allows_tf32() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
