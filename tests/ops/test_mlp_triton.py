@@ -123,6 +123,22 @@ def test_repeats_are_bit_identical(monkeypatch, on_chip):
     assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
 
 
+# The interpreter warns of what no one reads: it overflows in the forward, too, where there is no token.
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("on_chip", [True, False], ids=["on chip", "in memory"])
+def test_padding_of_tiles_cannot_overflow(monkeypatch, on_chip):
+    """The bias alone, which is all of h where there is no token, is beyond float16; with any token it is small."""
+    monkeypatch.setattr(config, "on_chip", lambda *_: on_chip)
+    x, w1, b1, w2, b2 = (t.detach() for t in make((1, 5, 16, 40, 16), torch.float16))
+    leaves = [torch.ones_like(x), torch.full_like(w1, -6000.0), torch.full_like(b1, 96001.0), w2, b2]
+    exact, exact_grads = run(fused_mlp, leaves, None, torch.float64, backend="reference")
+    with poisoned_outputs():
+        out, grads = run(fused_mlp, leaves, None, backend="triton")
+    torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
+    for name in exact_grads:
+        torch.testing.assert_close(grads[name].double(), exact_grads[name], rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("on_chip", [True, False], ids=["on chip", "in memory"])
 def test_a_dropped_sample_is_its_input(monkeypatch, on_chip):
     """Stochastic depth: a branch of scale 0 adds nothing and teaches nothing, whatever is in it."""

@@ -119,10 +119,11 @@ def backward_weight_kernel(
         row = tl.cast(tile, tl.int64) * BLOCK_T
         left_rows = num_rows - row
         x = load_matrix(x_ptr + row * CHANNELS, CHANNELS, left_rows, CHANNELS, BLOCK_T, BLOCK_C)
-        # Zero where there is no token: what h is there then changes no gradient.
         dy = load_matrix(grad_out_ptr + row * OUT_CHANNELS, OUT_CHANNELS, left_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)
         zeros = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)
-        h = dot(w1, tl.trans(x), zeros, PRECISION) + b1[:, None]
+        # No bias where there is no token: as large as it may be, its product with dy = 0 could be NaN.
+        bias = tl.where((tl.arange(0, BLOCK_T) < left_rows)[None, :], b1[:, None], 0.0)
+        h = dot(w1, tl.trans(x), bias, PRECISION)
         g, derivative = gelu_and_derivative(h, x.dtype)
         dh = dot(w2, tl.trans(dy), zeros, PRECISION) * derivative
         if scale_ptr is not None:
