@@ -20,7 +20,8 @@ TRACKED = 256
 def load_moments(first_ptr, second_ptr, channels, mask, count, FROM_SUMS: tl.constexpr):
     """Mean and biased variance of these channels."""
     mean = tl.load(first_ptr + channels, mask=mask, other=0.0)
-    variance = tl.load(second_ptr + channels, mask=mask, other=0.0)
+    # Not 0 where there is no channel: with eps = 0 its inverse deviation would make NaN of the sum over channels.
+    variance = tl.load(second_ptr + channels, mask=mask, other=1.0)
     if FROM_SUMS:
         mean = mean / count
         variance = variance / count - mean * mean  # negative by rounding: callers clamp
