@@ -51,6 +51,20 @@ def rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.size(-1) == 1 else tensor.contiguous()
 
 
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """`tensor` itself, or a copy, contiguous; None stays None."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def aligned(tensor: Tensor | None) -> Tensor | None:
+    """`contiguous`, and at a multiple of 16 bytes, as allocations are: for Triton, which compiles for what it sees.
+
+    A view that starts elsewhere would make kernels that load single elements and spill, which costs more than a copy.
+    """
+    tensor = contiguous(tensor)
+    return tensor if tensor is None or tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def pointer(tensor: Tensor | None) -> int:
     """The address of the tensor's data as the extension takes it, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()

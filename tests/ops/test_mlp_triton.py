@@ -12,6 +12,7 @@ from container_kernels.testing import assert_within_budget, poisoned_outputs
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
+from container_kernels.ops.fused_mlp import triton as mlp_kernels  # noqa: E402
 from container_kernels.ops.fused_mlp.triton import config  # noqa: E402
 from container_kernels.ops.fused_mlp.triton.config import ChipConfig  # noqa: E402
 from container_kernels.ops.fused_mlp.triton.gelu import gelu, gelu_and_derivative  # noqa: E402
@@ -123,6 +124,30 @@ def test_repeats_are_bit_identical(monkeypatch, on_chip):
     again, grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")
     assert torch.equal(first, again)
     assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
+
+
+def test_views_at_odd_offsets_reach_kernels_aligned(monkeypatch):
+    """A kernel compiled for addresses that are no multiple of 16 bytes has no wide loads, and spills."""
+    leaves = make((2, 37, 16, 40, 16), torch.bfloat16)
+    views = [torch.cat([t.detach().flatten()[:1], t.detach().flatten()])[1:].view_as(t) for t in leaves]
+    assert all(t.data_ptr() % 16 for t in views)
+    scale = torch.rand(2, device=DEVICE)
+    seen = []
+    for function in ("forward", "backward"):
+        kernels = getattr(mlp_kernels, function)
+
+        def record(*tensors, kernels=kernels, **options):
+            seen.extend(t for t in tensors if isinstance(t, torch.Tensor))
+            kernels(*tensors, **options)
+
+        monkeypatch.setattr(mlp_kernels, function, record)
+    out, grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")
+    again, grads_again = run(fused_mlp, views, scale, residual=True, backend="triton")
+    assert torch.equal(out, again)
+    assert all(torch.equal(grads[name], grads_again[name]) for name in grads)
+    projected = [projection(t[0], t[1], t[2], sample_scale=scale, backend="triton") for t in (leaves, views)]
+    assert torch.equal(*projected)
+    assert len(seen) == 24 and all(t.data_ptr() % 16 == 0 for t in seen)
 
 
 # The interpreter warns of what no one reads: it overflows in the forward, too, where there is no token.

@@ -21,7 +21,7 @@ from importlib import import_module
 from torch import Tensor
 
 from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, define, new_empty, rows_contiguous
+from ..library import accumulation_dtype, contiguous, define, new_empty, rows_contiguous
 
 WITH_LOCAL_GRADIENT = ("cuda",)
 
@@ -50,10 +50,6 @@ def _slices(qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return qkv[0].unbind(2) if len(qkv) == 1 else qkv
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None:
     name = f"packed_{backend}" if packed else backend
     inputs = "Tensor qkv" if packed else "Tensor q, Tensor k, Tensor v"
@@ -68,7 +64,7 @@ def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None
         alpha, local_weight, local_bias, affinity, height, width, scale = arguments[count:]
         out, logsumexp = _forward_outputs(qkv[-1])
         if out.numel():
-            static = (_contiguous(local_weight), _contiguous(local_bias), _contiguous(affinity))
+            static = (contiguous(local_weight), contiguous(local_bias), contiguous(affinity))
             kernels().forward(
                 *map(rows_contiguous, qkv), alpha.contiguous(), *static, height, width, scale,
                 out=out, logsumexp=logsumexp,
@@ -82,8 +78,8 @@ def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None
         if grad_out.numel():
             grad_q, grad_k, grad_v = _slices(grad_qkv)
             kernels().backward(
-                *map(rows_contiguous, (grad_out, *_slices(qkv))), alpha.contiguous(), _contiguous(local_weight),
-                _contiguous(affinity), logsumexp.contiguous(), height, width, scale,
+                *map(rows_contiguous, (grad_out, *_slices(qkv))), alpha.contiguous(), contiguous(local_weight),
+                contiguous(affinity), logsumexp.contiguous(), height, width, scale,
                 grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, grad_alpha=grad_alpha,
             )  # fmt: skip
         else:

@@ -15,7 +15,7 @@ from importlib import import_module
 from torch import Tensor
 
 from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, define, new_empty
+from ..library import accumulation_dtype, aligned, contiguous, define, new_empty
 from .backends import COMPILED
 
 
@@ -31,24 +31,22 @@ def _backward_outputs(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
 
 
 def _register(backend: str) -> None:
+    readable = aligned if backend == "triton" else contiguous
+
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
     def forward(x, w1, b1, w2, b2, sample_scale, residual):
         out = _forward_outputs(x, w2)
         if out.numel():
-            sample_scale = None if sample_scale is None else sample_scale.contiguous()
-            x, w1, b1, w2, b2 = (t.contiguous() for t in (x, w1, b1, w2, b2))
-            kernels().forward(x, w1, b1, w2, b2, sample_scale, residual, out=out)
+            kernels().forward(*map(readable, (x, w1, b1, w2, b2, sample_scale)), residual, out=out)
         return out
 
     def backward(grad_out, x, w1, b1, w2, sample_scale, residual):
         outputs = grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = _backward_outputs(x, w1, w2)
         if x.numel():
-            sample_scale = None if sample_scale is None else sample_scale.contiguous()
-            grad_out, x, w1, b1, w2 = (t.contiguous() for t in (grad_out, x, w1, b1, w2))
             kernels().backward(
-                grad_out, x, w1, b1, w2, sample_scale, residual,
+                *map(readable, (grad_out, x, w1, b1, w2, sample_scale)), residual,
                 grad_x=grad_x, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2, grad_b2=grad_b2,
             )  # fmt: skip
         else:

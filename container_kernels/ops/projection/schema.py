@@ -14,7 +14,7 @@ from importlib import import_module
 from torch import Tensor
 
 from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, define, new_empty
+from ..library import accumulation_dtype, aligned, contiguous, define, new_empty
 from .backends import COMPILED
 
 
@@ -32,25 +32,23 @@ def _backward_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor
     return new_empty(x, tuple(x.shape)), new_empty(weight, tuple(weight.shape)), grad_bias
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _register(backend: str) -> None:
+    readable = aligned if backend == "triton" else contiguous
+
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
     def forward(x, weight, bias, residual, sample_scale):
         out = _forward_outputs(x, weight)
         if out.numel():
-            kernels().forward(*map(_contiguous, (x, weight, bias, residual, sample_scale)), out=out)
+            kernels().forward(*map(readable, (x, weight, bias, residual, sample_scale)), out=out)
         return out
 
     def forward_with_statistics(x, weight, bias, residual, sample_scale):
         out, channel_sum, channel_square_sum = _forward_with_statistics_outputs(x, weight)
         if out.numel():
             kernels().forward_with_statistics(
-                *map(_contiguous, (x, weight, bias, residual, sample_scale)),
+                *map(readable, (x, weight, bias, residual, sample_scale)),
                 out=out, channel_sum=channel_sum, channel_square_sum=channel_square_sum,
             )  # fmt: skip
             return out, channel_sum, channel_square_sum
@@ -60,7 +58,7 @@ def _register(backend: str) -> None:
         outputs = grad_x, grad_weight, grad_bias = _backward_outputs(x, weight)
         if x.numel():
             kernels().backward(
-                *map(_contiguous, (grad_out, x, weight, sample_scale)),
+                *map(readable, (grad_out, x, weight, sample_scale)),
                 grad_x=grad_x, grad_weight=grad_weight, grad_bias=grad_bias,
             )  # fmt: skip
         else:
