@@ -141,6 +141,7 @@ class Container(nn.Module):
             if not isinstance(values, Sequence) or len(values) != stages:
                 raise ValueError(f"{name}: expected {stages} entries, one a stage of embed_dims, got {values!r}")
 
+        self._is_fused = False
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -237,7 +238,16 @@ class Container(nn.Module):
         reparameterize_model(self, inplace=True)
         if not isinstance(self.norm, ChannelAffine) and is_foldable(self.norm.eval(), None):
             self.norm = ChannelAffine(*affine_of(self.norm).scale_and_shift())
+        self._is_fused = True
         return self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Container":
+        """As everywhere; but of a network that was fused, only the classifier follows."""
+        super().train(mode)
+        if self._is_fused:
+            self.stages.eval()
+            self.norm.eval()
+        return self
 
     def forward_intermediates(
         self,

@@ -3,7 +3,7 @@
 
 What a block derives from its parameters in every call is computed once: norms are part of the projections after them,
 x + depthwise(x) is one filter, alpha and beta are numbers, beta is multiplied into the static affinity. A fused block
-whose layers are all known runs five operations, and nothing else touches memory:
+whose layers are all known runs five operations, and with a local static affinity nothing else touches memory:
 
     local_aggregation    3×3 filters with the residual in their center tap
     projection           norm1 and the input projection

@@ -71,12 +71,15 @@ def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
         statistics: sums of its input, where it `needs_statistics`.
 
     Raises:
-        ValueError: in training, a single value per channel.
+        ValueError: a batch with a single value per channel.
     """
     if needs_statistics(norm):
         moments = _of_the_group(norm, statistics)
-        if norm.training and norm.running_mean is not None:
+        if norm.training and norm.track_running_stats and norm.running_mean is not None:
             track_moments(norm.running_mean, norm.running_var, norm.num_batches_tracked, moments, norm.momentum)
+        if not isinstance(moments.count, Tensor) and moments.count == 0:
+            # Of no pixels; any finite moments keep the gradients of parameters at 0.
+            moments = moments._replace(count=1)
     else:
         dtype = accumulation_dtype(norm.running_mean.dtype)
         moments = Moments(norm.running_mean.to(dtype), norm.running_var.to(dtype))
@@ -97,10 +100,16 @@ def _of_the_group(norm: nn.Module, statistics: Moments) -> Moments:
     channel_sum, channel_square_sum, count = statistics
     if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
         group = norm.process_group or dist.group.WORLD
+        if dist.get_world_size(group) == 1:
+            return _checked(statistics)
         packed = torch.cat([channel_sum, channel_square_sum, channel_sum.new_full((1,), count)])
         return Moments(*_SumOverGroup.apply(packed, group).tensor_split([len(channel_sum), -1]))
-    if count <= 1 and norm.training:
-        raise ValueError(f"x: expected more than 1 value per channel when training, got {count}")
+    return _checked(statistics)
+
+
+def _checked(statistics: Moments) -> Moments:
+    if statistics.count == 1:
+        raise ValueError("x: expected more than 1 value per channel to normalize by, got 1")
     return statistics
 
 

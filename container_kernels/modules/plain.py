@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: MIT
 """When a block may compute what its layers do without calling them.
 
-Only where nobody could tell: a layer that was replaced, parametrized, sharded or quantized is of another class, one
-that somebody listens to has hooks. Such layers are called, and the rest of the block is fused around them.
+Only where nobody could tell: a layer that was replaced or parametrized is of another class, one that somebody listens
+to or that is sharded has hooks, one that was wrapped in place has a `forward` of its own. Such layers are called, and
+the rest of the block is fused around them.
 """
 
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops.library import accumulation_dtype
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling `module` runs more than its `forward`."""
+    """Whether calling `module` runs more, or something else, than the `forward` of its class."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or _has_any_global_hook()
     )
 
 

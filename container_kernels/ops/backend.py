@@ -5,9 +5,9 @@
     with use_backend("triton"): ...  a block of code
     CONTAINER_KERNELS_BACKEND=...    the process
 
-A backend that is asked for, in any of these ways, serves or raises; it never falls back. (Asking for "cuda" in a block
-of code or the process says nothing about ops that have no CUDA C++ kernel at all: what they are made of is their
-choice.) Without a request the table in `preference` says which ones to try; in the end "reference" serves.
+A backend that is asked for, in any of these ways, serves or raises; it never falls back. (Asking for one in a block of
+code or for the process says nothing about ops that have no such kernel at all: for these the choice stays automatic.)
+Without a request the table in `preference` says which ones to try; in the end "reference" serves.
 """
 
 import functools
@@ -31,6 +31,11 @@ _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _TRITON_INTERPRETED = _env.flag("TRITON_INTERPRET")
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_CAPABILITY = (8, 0)
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor as _Sharded
+else:
+    _Sharded = ()
 
 _requested: str | None = None
 _cuda_on_host = False
@@ -111,6 +116,8 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
     device_type = tensor.device.type
     if name == "reference":
         return None
+    if isinstance(tensor, _Sharded):
+        return "distributed tensors need plain PyTorch operators"
     if _under_transform():
         return "torch.func transforms and forward-mode derivatives need plain PyTorch operators"
     if name == "cpu":

@@ -52,7 +52,7 @@ void store_sums(Panel<const A> source, int64_t groups, int64_t group_stride, int
     }
 }
 
-// The same, transposed: target has a row for each column, and at most one vector of them.
+// The same, transposed: target has a row for each column of the source, whose rows fill at most one vector.
 template <class A, class T>
 void store_sums_transposed(Panel<const A> source, int64_t groups, int64_t group_stride, int rows,
                            int64_t columns, T* target, int64_t target_stride) {

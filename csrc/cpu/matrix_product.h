@@ -122,7 +122,8 @@ __attribute__((noinline)) void multiply_panel(LeftFactor<Transposed, A> left, in
                                               Panel<A> result) {
     int64_t row = 0;
     for (; row + kProductRows <= rows; row += kProductRows) {
-        left.prefetch(row + kProductRows, kProductRows, depth);
+        const int64_t next = row + kProductRows, left_over = rows - next;
+        left.prefetch(next, left_over < kProductRows ? left_over : kProductRows, depth);
         multiply_block<kProductRows, Vectors>(left.from(row, 0), right, depth, add, result.from(row));
     }
     for (; row < rows; ++row) {

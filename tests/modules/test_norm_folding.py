@@ -225,9 +225,53 @@ def test_gradients_numerically():
 
 def test_one_value_per_channel_raises_as_batch_norm_does():
     block = make_block("batch norm")
-    with pytest.raises(ValueError, match="expected more than 1 value per channel when training, got 1"):
+    with pytest.raises(ValueError, match="x: expected more than 1 value per channel to normalize by, got 1"):
         block(image(1, 12, 1, 1))
     block.eval()(image(1, 12, 1, 1))
+
+
+def test_tracking_can_be_turned_off():
+    """As some programs do around a second forward pass: batch statistics count, running ones stay."""
+    block = make_block("batch norm")
+    block.norm1.track_running_stats = block.norm2.track_running_stats = False
+    assert_block_is_its_layers(block, image(3, 12, 5, 5), rtol=1e-9, atol=1e-9)
+    assert block.norm1.num_batches_tracked == block.norm2.num_batches_tracked == 0
+
+
+def test_empty_batch_in_training():
+    block = make_block("batch norm")
+    assert_block_is_its_layers(block, image(0, 12, 5, 5))
+
+
+def test_a_forward_of_its_own_is_called():
+    """Wrappers that load, time or move a layer replace `forward` on the layer itself."""
+    for name in ("norm1", "aggregation", "aggregation.in_proj", "aggregation.out_proj", "mlp", "mlp.fc1", "pos_embed"):
+        block = make_block("batch norm")
+        layer, calls = block.get_submodule(name), []
+        forward = layer.forward
+        layer.forward = lambda x, forward=forward, calls=calls: calls.append(1) or forward(x)
+        block(image(3, 12, 5, 5))
+        assert len(calls) == 1, name
+
+
+def test_hooks_of_all_modules_see_all_layers():
+    block, seen = make_block("batch norm"), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    try:
+        block(image(3, 12, 5, 5))
+    finally:
+        handle.remove()
+    assert {"BatchNorm2d", "Pointwise", "GELU", "PointwiseMlp", "ContextAggregation"} <= set(seen)
+
+
+def test_second_derivatives_of_a_static_block():
+    block = make_block("batch norm", dynamic=False)
+    x = image(3, 12, 4, 4).requires_grad_()
+    penalties = []
+    for function in (block, lambda x: one_after_the_other(block, x)):
+        (grad,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(grad.square().sum(), [x, *block.parameters()]))
+    torch.testing.assert_close(*penalties, rtol=1e-8, atol=1e-6)
 
 
 def test_constant_channels():

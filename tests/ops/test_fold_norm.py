@@ -137,6 +137,15 @@ def test_tracks_as_batch_norm_does(backend, momentum, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_average_of_batches_that_nobody_counts_stays(backend):
+    """As in `nn.BatchNorm2d` without `num_batches_tracked`."""
+    mean, variance = torch.ones(2, 3, device=DEVICES[backend]).unbind()
+    sums = torch.full((3,), 90.0, device=DEVICES[backend])
+    track_moments(mean, variance, None, Moments(sums, sums * 9, 30), None, backend=backend)
+    assert (mean == 1).all() and (variance == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_count_of_a_group_of_processes(backend):
     """A tensor: whatever was asked for, plain PyTorch serves, without waiting for its value."""
     leaves = make((24, 20), DEVICES[backend])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from backends import DEVICES, DTYPES, dtype_name
 
+from container_kernels import projection_with_statistics, use_backend
 from container_kernels.ops.statistics import gradient_through_statistics
 from container_kernels.ops.statistics.gradient import COMPILED
 from container_kernels.testing import poisoned_outputs
@@ -48,6 +49,17 @@ def test_any_strides(backend):
         gradient_through_statistics(backend, out, broadcast, *sums),
         gradient_through_statistics(backend, out, torch.ones_like(out), *sums),
     )
+
+
+def test_what_is_asked_for_during_the_backward_pass_does_not_count():
+    """The forward pass has chosen; a request that cannot serve would only break its backward."""
+    x, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+    y, channel_sum, _ = projection_with_statistics(x, weight, backend="reference")
+    expected = torch.autograd.grad(y.sin().sum() + channel_sum.sin().sum(), [x, weight])
+    y, channel_sum, _ = projection_with_statistics(x, weight, backend="cpu")
+    with use_backend("cuda"):
+        grads = torch.autograd.grad(y.sin().sum() + channel_sum.sin().sum(), [x, weight])
+    torch.testing.assert_close(grads, expected)
 
 
 @pytest.mark.parametrize("backend", COMPILED)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from .. import autocast
 from ..backend import choose
-from ..library import accumulation_dtype
 from ..tokens import zeros_for_bias
 from . import autograd  # noqa: F401 - gives the operators their gradients
 from .backends import COMPILED, why_not
@@ -43,9 +42,9 @@ def fold_norm(
     if autocast.is_active(weight):
         with torch.autocast(weight.device.type, enabled=False):
             return fold_norm(weight, bias, moments, gamma, beta, eps, dtype, backend=backend)
-    wide = accumulation_dtype(weight.dtype)
     first, second, count = moments
-    bias = zeros_for_bias(bias, weight, weight.shape[0])
+    wide = first.dtype
+    bias = zeros_for_bias(bias, first, weight.shape[0])
     gamma = torch.ones_like(first) if gamma is None else gamma.to(wide)
     beta = torch.zeros_like(first) if beta is None else beta.to(wide)
     name = "reference" if isinstance(count, Tensor) else _choose(weight, backend)
@@ -70,10 +69,14 @@ def track_moments(
         running += momentum · (batch − running), the variance unbiased; momentum None: the average of all batches
 
     Args:
-        moments: sums of at least 2 values.
+        moments: sums of at least 2 values, or of none.
         backend: as for `fold_norm`.
     """
     first, second, count = moments
+    if not isinstance(count, Tensor) and count == 0:  # an empty batch is counted, and changes nothing
+        if num_batches is not None:
+            num_batches.add_(1)
+        return
     name = "reference" if isinstance(count, Tensor) else _choose(running_mean, backend)
     if name == "reference":
         track_moments_reference(running_mean, running_var, num_batches, moments, momentum)

@@ -34,8 +34,8 @@ def track_moments_reference(
     mean, variance = moments.mean_and_variance()
     if num_batches is not None:
         num_batches.add_(1)
-        if momentum is None:
-            momentum = 1 / num_batches
+    if momentum is None:
+        momentum = 0.0 if num_batches is None else 1 / num_batches
     unbiased = variance * (moments.count / (moments.count - 1))
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     running_var.lerp_(unbiased.to(running_var.dtype), momentum)

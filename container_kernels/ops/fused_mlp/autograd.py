@@ -4,9 +4,10 @@
 import torch
 from torch import Tensor
 
-from ..library import LIBRARY, NAMESPACE, refuse_double_backward
+from ..library import LIBRARY, NAMESPACE
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
+from .reference import fused_mlp_reference
 
 
 def mlp_forward(
@@ -35,10 +36,27 @@ def _register(backend: str) -> None:
         wanted = zip(grads, ctx.needs_input_grad, strict=False)
         return (*(grad if needed else None for grad, needed in wanted), None, None)
 
-    torch.library.register_autograd(
-        f"{NAMESPACE}::mlp_fwd_{backend}", backward, setup_context=setup_context, lib=LIBRARY
-    )
-    refuse_double_backward(f"mlp_bwd_{backend}", backend)
+    def save_for_double_backward(ctx, inputs, output):
+        *tensors, ctx.residual = inputs
+        ctx.save_for_backward(*tensors)
+
+    # Rare enough to be left to plain PyTorch: the gradients of the definition's gradients, themselves differentiable.
+    @torch.enable_grad()
+    def double_backward(ctx, *of_grads):
+        *tensors, sample_scale = ctx.saved_tensors
+        # Views, so that what grad_out itself owes to x is not counted here as well.
+        tensors = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+        grad_out, x, w1, b1, w2 = tensors
+        b2 = torch.zeros(w2.shape[0], dtype=b1.dtype, device=b1.device, requires_grad=True)
+        y = fused_mlp_reference(x, w1, b1, w2, b2, ctx.residual, sample_scale)
+        grads = torch.autograd.grad(y, (x, w1, b1, w2, b2), grad_out, create_graph=True)
+        return *torch.autograd.grad(grads, tensors, of_grads, create_graph=True, materialize_grads=True), None, None
+
+    for name, formula, save in (
+        ("mlp_fwd", backward, setup_context),
+        ("mlp_bwd", double_backward, save_for_double_backward),
+    ):
+        torch.library.register_autograd(f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save, lib=LIBRARY)
 
 
 for _backend in COMPILED:

@@ -11,7 +11,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES, choose, why_not_here
+from .. import preference
+from ..backend import DEVICE_TYPES, why_not_here
 from ..library import define, new_empty, refuse_double_backward
 
 # Beside "reference". On a GPU in bfloat16 plain PyTorch moves four times as many bytes; on a CPU one pass more.
@@ -31,20 +32,18 @@ def gradient_through_statistics(
         backend: the one that wrote `out`; it serves here too if it can, else the fastest that does. Where derivatives
             of the result are wanted, that is plain PyTorch.
     """
-    name = "reference"
-    if not torch.is_grad_enabled():
-        name = choose("statistics", backend if backend in COMPILED else None, _why_not, out, compiled=COMPILED)
-    if name == "reference":
+    name = None if torch.is_grad_enabled() else _serving(backend, out)
+    if name is None:
         # In place: pages of one more temporary, fresh from the system, would cost more than the sum.
         return torch.addcmul(grad_sum, out, grad_square_sum, value=2).add_(grad_out).to(out.dtype)
     operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
     return operator(out, grad_out, grad_sum, grad_square_sum)
 
 
-def _why_not(name: str, out: Tensor) -> str | None:
-    if name not in ("reference", *COMPILED):
-        return f"statistics have no {name!r} kernel"
-    return why_not_here(name, out)
+def _serving(backend: str, out: Tensor) -> str | None:
+    """The first of `COMPILED` that can serve. What a user asks for now does not count: the forward pass has chosen."""
+    names = (backend,) if backend in COMPILED else preference.order("statistics", out)
+    return next((name for name in names if name in COMPILED and why_not_here(name, out) is None), None)
 
 
 def _outputs(out: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ template <class T>
 struct Plan {
     using A = Accumulator<T>;
 
-    MlpShape shape;
     int64_t padded_channels, padded_out_channels;
     Parts<A> panels, blocks;
     int64_t tile_panels, capacity, tiles;
@@ -35,8 +34,7 @@ struct Plan {
     int64_t panel_size, inputs_size;
 
     explicit Plan(const MlpShape& shape)
-        : shape(shape),
-          padded_channels(round_up(shape.channels, kLanes<A>)),
+        : padded_channels(round_up(shape.channels, kLanes<A>)),
           padded_out_channels(round_up(shape.out_channels, kLanes<A>)),
           panels(panels_of<A>(shape.samples * shape.tokens)),
           blocks(shape.hidden, kUnitBlock) {

@@ -81,8 +81,8 @@ void forward(const MlpForward& params, int threads) {
                          Panel<const A>{x_panels + (panel - first) * channels * lanes, lanes}, channels,
                          vectors, false, h);
                 activate<T>(h, units, vectors, static_cast<const A*>(params.b1) + unit);
-                multiply(by_rows(w2.data, w2.stride), out_channels, Panel<const A>{h.data, lanes}, units,
-                         vectors, block > first_block, Panel<A>{y + (panel - first) * y_size, lanes});
+                multiply(by_rows(w2.data, w2.stride), out_channels, read_only(h), units, vectors,
+                         block > first_block, Panel<A>{y + (panel - first) * y_size, lanes});
             }
         }
         if (tasks.groups > 1) return;

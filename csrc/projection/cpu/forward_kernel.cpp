@@ -51,8 +51,8 @@ void forward(const ProjectionForward& params, int threads) {
                 weight_block(static_cast<const T*>(params.weight) + static_cast<int64_t>(unit) * channels,
                              channels, units, channels, weight_scratch);
             double* const block_sums = sums + task * 2 * stride + unit;
-            for (int unit = 0; params.channel_sum && unit < units; ++unit) {
-                block_sums[unit] = block_sums[stride + unit] = 0;
+            if (params.channel_sum) {
+                for (int c = 0; c < units; ++c) block_sums[c] = block_sums[stride + c] = 0;
             }
             for (int64_t panel = first; panel < last; ++panel) {
                 const int64_t token = panels.begin(panel), tokens = panels.size(panel);
