@@ -205,6 +205,15 @@ def test_projection_in_any_tiles(monkeypatch, tiles, dtype):
     torch.testing.assert_close(square_sum.double(), rows.square().sum(0), rtol=1e-5, atol=1e-4)
 
 
+def test_projection_sums_its_bias_gradient_before_rounding():
+    """1 + 2⁻⁹ is no bfloat16: scaled tokens that were rounded to 1 would lose it as often as there are tokens."""
+    x, weight, bias, _, _ = make((1, 512, 16, 16, 1), torch.bfloat16)
+    scale = torch.full((1,), 1 + 2**-9, device=DEVICE)
+    out = projection(x, weight, bias, sample_scale=scale, backend="triton")
+    (grad,) = torch.autograd.grad(out, bias, torch.ones_like(out))
+    assert (grad == 513).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_tiles_cover_every_problem(dtype):
     for channels in (1, 16, 17, 63, 64, 100, 128, 320, 512):

@@ -101,10 +101,7 @@ def backward(
         torch.mm(dh, w1, out=grad_x)
     torch.mm(dh.t(), x, out=grad_w1)
     torch.mm(grad_out.t(), g, out=grad_w2)
-    sample_sums = torch.sum(grad_out.unflatten(0, (-1, tokens)), dim=1, dtype=grad_b2.dtype)
-    if sample_scale is not None:
-        sample_sums *= sample_scale[:, None]
-    torch.sum(sample_sums, dim=0, out=grad_b2)
+    projection.bias_gradient(grad_out.unflatten(0, (-1, tokens)), sample_scale, grad_bias=grad_b2)
 
 
 def _backward_input(

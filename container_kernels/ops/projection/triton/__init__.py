@@ -12,7 +12,7 @@ from . import config as configs
 from .config import ProductConfig
 from .forward import forward_kernel
 
-__all__ = ["ProductConfig", "backward", "forward", "forward_with_statistics", "grid", "tiles"]
+__all__ = ["ProductConfig", "backward", "bias_gradient", "forward", "forward_with_statistics", "grid", "tiles"]
 
 
 def tiles(config: ProductConfig, dtype: torch.dtype, *depths: int) -> dict:
@@ -113,4 +113,12 @@ def backward(
     grad_branch = scaled_samples(grad_out, sample_scale).flatten(0, 1)
     torch.mm(grad_branch, weight, out=grad_x.flatten(0, 1))
     torch.mm(grad_branch.t(), x.flatten(0, 1), out=grad_weight)
-    torch.sum(grad_branch, dim=0, dtype=grad_bias.dtype, out=grad_bias)
+    bias_gradient(grad_out, sample_scale, grad_bias=grad_bias)
+
+
+def bias_gradient(grad_out: Tensor, sample_scale: Tensor | None, *, grad_bias: Tensor) -> None:
+    """Write Σ sample_scale · grad_out (B, T, C_out) over samples and tokens: scaled after the sum, so never rounded."""
+    sample_sums = torch.sum(grad_out, dim=1, dtype=grad_bias.dtype)
+    if sample_scale is not None:
+        sample_sums *= sample_scale[:, None]
+    torch.sum(sample_sums, dim=0, out=grad_bias)
