@@ -123,6 +123,17 @@ def test_training_mode_is_for_a_new_classifier():
 
 
 @torch.no_grad()
+def test_what_could_not_be_fused_stays_in_evaluation():
+    """A final norm that somebody listens to: its statistics must not move when the classifier is trained."""
+    model = timm.create_model("container_tiny")
+    model.norm.register_forward_hook(lambda *_: None)
+    model.fuse().train()
+    assert isinstance(model.norm, nn.BatchNorm2d) and model.head.training
+    before = copy.deepcopy(model.state_dict())
+    model(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_timms_convention(inplace):
     """timm replaces blocks by what their `fuse` returns, then goes on through the old block's layers."""

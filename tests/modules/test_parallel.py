@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from container_kernels import ContainerBlock
@@ -50,6 +51,39 @@ def check_rank(rank, wrapper, store):
         torch.testing.assert_close(dict(block.named_buffers()), dict(whole.named_buffers()))
     finally:
         dist.destroy_process_group()
+
+
+def check_tensor_parallel(rank, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    try:
+        x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+        block = make_block("synchronized").eval()
+        expected = block(x)
+        plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+        parallelize_module(block.mlp, dist.init_device_mesh("cpu", (WORLD,)), plan)
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_layers_of_a_block_can_be_split_over_processes(tmp_path):
+    mp.spawn(check_tensor_parallel, args=(tmp_path / "store",), nprocs=WORLD)
+
+
+def check_group_of_one(rank, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    try:
+        block = nn.SyncBatchNorm.convert_sync_batchnorm(make_block("synchronized"))
+        with pytest.raises(ValueError, match="expected more than 1 value per channel"):
+            block(torch.randn(1, 16, 1, 1))
+        assert block(torch.randn(2, 16, 3, 3)).isfinite().all()
+        assert all(buffer.isfinite().all() for buffer in block.buffers())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_group_of_one_process_is_none(tmp_path):
+    mp.spawn(check_group_of_one, args=(tmp_path / "store",), nprocs=1)
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2", "synchronized"])
