@@ -11,7 +11,7 @@ from ..triton_primitives import device_of, rounded
 MOST_CHANNELS, ELEMENTS = 128, 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gradient_kernel(
     out_ptr, grad_out_ptr, sum_ptr, square_sum_ptr, total_ptr, num_rows, num_channels,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,

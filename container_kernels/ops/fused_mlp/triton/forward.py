@@ -10,7 +10,7 @@ from .gelu import gelu
 from .primitives import load_matrix, remaining
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def forward_kernel(
     x_ptr,
     w1_ptr,

@@ -10,7 +10,7 @@ from .gelu import gelu, gelu_and_derivative
 from .primitives import store_matrix
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def hidden_kernel(
     x_ptr,
     w1_ptr,
@@ -51,7 +51,7 @@ def hidden_kernel(
     store_matrix(g_ptr + row * hidden + column, g, hidden, left_rows, left_columns, BLOCK_M, BLOCK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def hidden_gradient_kernel(
     grad_out_ptr,
     x_ptr,

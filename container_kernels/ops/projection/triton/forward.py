@@ -7,7 +7,7 @@ import triton.language as tl
 from ...triton_product import finish_branch, locate_tile, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def forward_kernel(
     x_ptr,
     weight_ptr,
