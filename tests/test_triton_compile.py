@@ -283,13 +283,13 @@ def compile_case(case: Case | ProductCase | NormCase) -> list[dict]:
 
 
 def launch_mix(case: Case) -> None:
-    """Forward and backward on slices of a packed projection, batch 4 and 4 heads."""
+    """Forward and backward on slices of a packed projection and of its gradient, batch 4 and 4 heads."""
     from container_kernels.ops.context_aggregation import triton as backend
 
     n, heads, dim = case.height * case.width, 4, case.head_dim
     dtype = getattr(torch, case.dtype)
-    q, k, v = torch.empty(4, n, 3, heads, dim, dtype=dtype).unbind(2)
-    out, grad_out, grad_q, grad_k, grad_v = torch.empty(5, 4, n, heads, dim, dtype=dtype)
+    (q, k, v), (grad_q, grad_k, grad_v) = (t.unbind(2) for t in torch.empty(2, 4, n, 3, heads, dim, dtype=dtype))
+    out, grad_out = torch.empty(2, 4, n, heads, dim, dtype=dtype)
     alpha, grad_alpha = torch.empty(2, heads)
     logsumexp = torch.empty(4, heads, n)
     weight = bias = None
