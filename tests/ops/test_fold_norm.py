@@ -119,6 +119,20 @@ def test_constant_channels(backend):
     torch.testing.assert_close(results[0][:, 1], leaves["weight"][:, 1] * leaves["gamma"][1] * 1e-5**-0.5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_hidden(backend):
+    """In the channel that has it, in what is folded and in the running statistics; without eps, too."""
+    leaves = {name: t.detach() for name, t in make((5, 20), DEVICES[backend]).items()}
+    leaves["second"][7] = torch.nan
+    moments = Moments(leaves["first"], leaves["second"], 50)
+    parts = (leaves["weight"], leaves["bias"], moments, leaves["gamma"], leaves["beta"])
+    folded, _ = fold_norm(*parts, 0.0, torch.float32, backend=backend)
+    mean, variance = torch.ones(2, 20, device=DEVICES[backend]).unbind()
+    track_moments(mean, variance, None, moments, 0.1, backend=backend)
+    expected = torch.arange(20, device=DEVICES[backend]) == 7
+    assert torch.equal(folded.isnan(), expected.expand(5, 20)) and torch.equal(variance.isnan(), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None])
 @pytest.mark.parametrize("backend", BACKENDS)

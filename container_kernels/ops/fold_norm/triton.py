@@ -29,8 +29,14 @@ def load_moments(first_ptr, second_ptr, channels, mask, count, FROM_SUMS: tl.con
 
 
 @triton.jit
+def not_negative(variance):
+    """0 for what rounding made negative; NaN stays, which a maximum would hide."""
+    return tl.where(variance < 0.0, 0.0, variance)
+
+
+@triton.jit
 def inverse_deviation(variance, eps):
-    return tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+    return tl.rsqrt(not_negative(variance) + eps)
 
 
 @triton.jit
@@ -132,7 +138,7 @@ def track_kernel(
         mask = channels < num_channels
         mean, variance = load_moments(first_ptr, second_ptr, channels, mask, count, True)
         move(running_mean_ptr + channels, mean, momentum, mask)
-        move(running_var_ptr + channels, tl.maximum(variance, 0.0) * (count / (count - 1.0)), momentum, mask)
+        move(running_var_ptr + channels, not_negative(variance) * (count / (count - 1.0)), momentum, mask)
 
 
 def forward(
