@@ -319,15 +319,17 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "order"),
+    ("dtype", "device", "tf32", "order"),
     [
-        (torch.bfloat16, "cuda", ("triton",)),
-        (torch.float32, "cuda", ("triton",)),
-        (torch.float32, "cpu", ("cpu",)),
-        (torch.float32, "meta", ()),
+        (torch.bfloat16, "cuda", False, ("triton",)),
+        (torch.float32, "cuda", True, ("triton",)),
+        (torch.float32, "cuda", False, ("reference",)),  # cuBLAS, where there are no tensor cores to gain
+        (torch.float32, "cpu", False, ("cpu",)),
+        (torch.float32, "meta", False, ()),
     ],
 )
 @pytest.mark.parametrize("op", ["fused_mlp", "projection"])
-def test_order_of_preference(op, dtype, device, order):
+def test_order_of_preference(op, dtype, device, tf32, order, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if tf32 else "ieee")
     tensor = SimpleNamespace(shape=(8, 3136, 64), dtype=dtype, device=torch.device(device))
     assert preference.order(op, tensor) == order
