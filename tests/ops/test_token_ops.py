@@ -330,6 +330,6 @@ def test_triton_on_cpu_tensors_needs_the_interpreter(monkeypatch):
 )
 @pytest.mark.parametrize("op", ["fused_mlp", "projection"])
 def test_order_of_preference(op, dtype, device, tf32, order, monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32" if tf32 else "ieee")
+    monkeypatch.setattr(preference, "_allows_tf32", lambda: tf32)
     tensor = SimpleNamespace(shape=(8, 3136, 64), dtype=dtype, device=torch.device(device))
     assert preference.order(op, tensor) == order
