@@ -254,14 +254,15 @@ def test_a_forward_of_its_own_is_called():
         assert len(calls) == 1, name
 
 
-def test_hooks_of_all_modules_see_all_layers():
+def test_measuring_changes_nothing():
+    """Counters and trackers hook all modules: what they see must be what runs without them."""
     block, seen = make_block("batch norm"), []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
     try:
         block(image(3, 12, 5, 5))
     finally:
         handle.remove()
-    assert {"BatchNorm2d", "Pointwise", "GELU", "PointwiseMlp", "ContextAggregation"} <= set(seen)
+    assert seen == ["ContainerBlock"]
 
 
 def test_second_derivatives_of_a_static_block():
