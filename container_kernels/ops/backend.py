@@ -142,6 +142,13 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
     return f"it takes CUDA tensors (CPU tensors only in a process started with TRITON_INTERPRET=1), got {device_type}"
 
 
+def why_not_among(compiled: tuple[str, ...], op: str, name: str, tensor: Tensor) -> str | None:
+    """`why_not_here`, for an op that has kernels for the backends `compiled` alone."""
+    if name not in ("reference", *compiled):
+        return f"{op} has no {name!r} kernel"
+    return why_not_here(name, tensor)
+
+
 def usable_backends() -> dict[str, str | None]:
     """For every backend None when this machine can run it, else the reason why not."""
     if not _TRITON_INSTALLED:

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..backend import why_not_here
+from ..backend import why_not_among
 
 # Beside "reference", which is many operations on small tensors: on a GPU, that many launches.
 COMPILED = ("triton",)
@@ -11,6 +11,4 @@ COMPILED = ("triton",)
 
 def why_not(name: str, weight: Tensor) -> str | None:
     """None when backend `name` can serve a layer with this weight, else the reason."""
-    if name not in ("reference", *COMPILED):
-        return f"fold_norm has no {name!r} kernel"
-    return why_not_here(name, weight)
+    return why_not_among(COMPILED, "fold_norm", name, weight)

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..backend import why_not_here
+from ..backend import why_not_among
 
 # Beside "reference".
 COMPILED = ("triton", "cpu")
@@ -11,6 +11,4 @@ COMPILED = ("triton", "cpu")
 
 def why_not(name: str, x: Tensor) -> str | None:
     """None when backend `name` can serve input `x`, else the reason."""
-    if name not in ("reference", *COMPILED):
-        return f"fused_mlp has no {name!r} kernel"
-    return why_not_here(name, x)
+    return why_not_among(COMPILED, "fused_mlp", name, x)
