@@ -3,6 +3,7 @@
 
 from .block import ContainerBlock
 from .context_aggregation import ContextAggregation
+from .dense_affinity import resize_affinity
 from .local_aggregation import LocalAggregation
 
-__all__ = ["ContainerBlock", "ContextAggregation", "LocalAggregation"]
+__all__ = ["ContainerBlock", "ContextAggregation", "LocalAggregation", "resize_affinity"]

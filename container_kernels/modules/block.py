@@ -31,7 +31,9 @@ class ContainerBlock(nn.Module):
         dim: channels C.
         num_heads: heads of the aggregation.
         mlp_ratio: width of the hidden layer over `dim`.
-        dynamic, static, kernel_size, grid_size, mixing, qkv_bias: see `ContextAggregation`.
+        dynamic, static, kernel_size, grid_size, mixing, qkv_bias, num_prefix_tokens, hidden_tokens, projections: see
+            `ContextAggregation`.
+        pos_embed: with the position embedding; without it the block is a Transformer's or MLP-Mixer's.
         drop: dropout after each projection.
         drop_path: probability of dropping a sample's residual branch (stochastic depth).
         norm_layer: called with `dim`, and with `device` or `dtype` where given; takes and gives (B, C, H, W).
@@ -58,6 +60,10 @@ class ContainerBlock(nn.Module):
         qkv_bias: bool = True,
         drop: float = 0.0,
         drop_path: float = 0.0,
+        pos_embed: bool = True,
+        num_prefix_tokens: int = 0,
+        hidden_tokens: int | None = None,
+        projections: bool = True,
         norm_layer: type[nn.Module] = nn.BatchNorm2d,
         act_layer: type[nn.Module] = nn.GELU,
         device=None,
@@ -69,7 +75,9 @@ class ContainerBlock(nn.Module):
         check_probability("drop_path", drop_path)
         # Only what was given: norms of other libraries need not know the arguments.
         factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-        self.pos_embed = LocalAggregation(dim, 3, residual=True, **factory)
+        if pos_embed and num_prefix_tokens:
+            raise ValueError("pos_embed: expected False because prefix tokens have no place on the grid, got True")
+        self.pos_embed = LocalAggregation(dim, 3, residual=True, **factory) if pos_embed else nn.Identity()
         self.norm1 = norm_layer(dim, **factory)
         self.aggregation = ContextAggregation(
             dim,
@@ -81,6 +89,9 @@ class ContainerBlock(nn.Module):
             mixing=mixing,
             qkv_bias=qkv_bias,
             proj_drop=drop,
+            num_prefix_tokens=num_prefix_tokens,
+            hidden_tokens=hidden_tokens,
+            projections=projections,
             **factory,
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

@@ -12,10 +12,12 @@ from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation, packed_context_aggregation
 from ..ops.fold_norm import Moments
 from ..ops.projection import projection, projection_with_statistics
+from .dense_affinity import resize_affinity
 from .folding import Affine
 from .initialization import init_local
 from .plain import is_inactive, is_plain
 from .pointwise import Pointwise
+from .token_mlp import TokenMlp
 from .validation import check_grid, check_image, check_kernel_size, check_probability
 
 Static = Literal["local", "dense", "both"]
@@ -34,6 +36,7 @@ class ContextAggregation(nn.Module):
     | dynamic=True, static=None                | multi-head self-attention                    |
     | dynamic=False, static="local"            | depthwise convolution between two 1×1        |
     | dynamic=False, static="dense"            | (multi-head) MLP-Mixer token mixing          |
+    | the same, hidden_tokens, no projections  | as released, a GELU between two affinities   |
     | dynamic=True, static="dense"             | CONTAINER-PAM                                |
 
     Args:
@@ -43,12 +46,16 @@ class ContextAggregation(nn.Module):
         static: "local" (kernel_size × kernel_size depthwise with bias), "dense" (a learned (M, N, N) matrix), "both"
             or None.
         kernel_size: side of the local window, odd, up to 7.
-        grid_size: (H, W) of the input, needed by a dense affinity, which fixes it.
+        grid_size: (H, W) of the input, needed by a dense affinity, which fixes it (`set_grid_size` changes it).
         mixing: used where both terms are present. "gate": one scalar w with alpha = σ(w), beta = 1 − σ(w), as in the
             released network; "free": alpha and beta are independent scalars, the paper's equation. Both start at
             alpha = beta = 1/2. With one term alone its factor is 1.
         qkv_bias: bias of the input projection.
         proj_drop: dropout after the output projection.
+        num_prefix_tokens: tokens P before those of the grid, such as a class token. The input is then a column, an
+            image one pixel wide: (B, C, P + H·W, 1). Not with a local affinity.
+        hidden_tokens: makes a dense affinity that is alone an MLP over the tokens, with so many hidden: see `TokenMlp`.
+        projections: W1 and W2. Without them the values are the input; not with attention.
 
     Shape: (B, C, H, W) to (B, C, H, W); fastest, and free of copies, in `torch.channels_last`.
 
@@ -68,11 +75,15 @@ class ContextAggregation(nn.Module):
         mixing: Mixing = "gate",
         qkv_bias: bool = True,
         proj_drop: float = 0.0,
+        num_prefix_tokens: int = 0,
+        hidden_tokens: int | None = None,
+        projections: bool = True,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mixing)
+        _check_column_arguments(dynamic, static, num_prefix_tokens, hidden_tokens, projections)
         check_probability("proj_drop", proj_drop)
         factory = {"device": device, "dtype": dtype}
         self.dim = dim
@@ -81,30 +92,36 @@ class ContextAggregation(nn.Module):
         self.dynamic = dynamic
         self.static = static
         self.grid_size = tuple(grid_size) if static in ("dense", "both") else None
+        self.num_prefix_tokens = num_prefix_tokens
         self.mixing = mixing if dynamic and static else None
 
         # Query, key and value in that order, each split into heads in channel order; the value alone without attention.
-        self.in_proj = Pointwise(dim, 3 * dim if dynamic else dim, bias=qkv_bias, **factory)
-        self.local_weight = self.local_bias = self.affinity = None
+        width = 3 * dim if dynamic else dim
+        self.in_proj = Pointwise(dim, width, bias=qkv_bias, **factory) if projections else nn.Identity()
+        self.local_weight = self.local_bias = self.affinity = self.token_mlp = None
         if static in ("local", "both"):
             self.local_weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
             self.local_bias = nn.Parameter(torch.empty(dim, **factory))
         if static in ("dense", "both"):
-            tokens = grid_size[0] * grid_size[1]
-            self.affinity = nn.Parameter(torch.empty(num_heads, tokens, tokens, **factory))
+            tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
+            if hidden_tokens is None:
+                self.affinity = nn.Parameter(torch.empty(num_heads, tokens, tokens, **factory))
+            else:
+                self.token_mlp = TokenMlp(num_heads, tokens, hidden_tokens, **factory)
         if self.mixing == "gate":
             self.gate = nn.Parameter(torch.empty(1, **factory))
         elif self.mixing == "free":
             self.alpha = nn.Parameter(torch.empty(1, **factory))
             self.beta = nn.Parameter(torch.empty(1, **factory))
-        self.out_proj = Pointwise(dim, dim, **factory)
+        self.out_proj = Pointwise(dim, dim, **factory) if projections else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Projections and filters as PyTorch's layers start; dense affinities N(0, 0.02²); alpha = beta = 1/2."""
-        self.in_proj.reset_parameters()
-        self.out_proj.reset_parameters()
+        for layer in (self.in_proj, self.out_proj, self.token_mlp):
+            if layer is not None and not isinstance(layer, nn.Identity):
+                layer.reset_parameters()
         if self.local_weight is not None:
             init_local(self.local_weight, self.local_bias)
         if self.affinity is not None:
@@ -123,6 +140,26 @@ class ContextAggregation(nn.Module):
         if self.mixing == "free":
             return self.alpha, self.beta
         return 1.0, 1.0
+
+    @torch.no_grad()
+    def set_grid_size(self, grid_size: tuple[int, int]) -> None:
+        """Take images of another grid: a dense affinity is resized in place, by the rule of `resize_affinity`.
+
+        Parameters are replaced by new ones: an optimizer has to be made anew. Without a dense affinity nothing changes.
+
+        Raises:
+            ValueError: not two positive integers.
+        """
+        _check_grid_size(grid_size)
+        if self.grid_size is None:
+            return
+        new_grid = tuple(grid_size)
+        if self.affinity is not None:
+            resized = resize_affinity(self.affinity, self.grid_size, new_grid, self.num_prefix_tokens)
+            self.affinity = nn.Parameter(resized, self.affinity.requires_grad)
+        else:
+            self.token_mlp.set_grid_size(self.grid_size, new_grid)
+        self.grid_size = new_grid
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -158,11 +195,14 @@ class ContextAggregation(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         check_image(x, self.dim)
-        check_grid(x, self.grid_size)
+        check_grid(x, self.grid_size, self.num_prefix_tokens)
 
     def _aggregate(self, packed: Tensor) -> Tensor:
         """Packed projections (B, H, W, 3C), or values (B, H, W, C), to (B, H, W, C), without copies."""
         batch, height, width, _ = packed.shape
+        heads = (self.num_heads, self.head_dim)
+        if self.token_mlp is not None:
+            return self.token_mlp(packed.reshape(batch, height * width, *heads)).view(batch, height, width, self.dim)
         alpha, beta = self.mixing_weights()
         terms = {
             "alpha": alpha,
@@ -172,7 +212,6 @@ class ContextAggregation(nn.Module):
             "affinity": self.affinity,
             "grid_size": (height, width),
         }
-        heads = (self.num_heads, self.head_dim)
         if self.dynamic:
             y = packed_context_aggregation(packed.reshape(batch, height * width, 3, *heads), **terms)
         else:
@@ -185,6 +224,8 @@ class ContextAggregation(nn.Module):
             parts.append(f"kernel_size={self.local_weight.shape[-1]}")
         if self.grid_size is not None:
             parts.append(f"grid_size={self.grid_size}")
+        if self.num_prefix_tokens:
+            parts.append(f"num_prefix_tokens={self.num_prefix_tokens}")
         if self.mixing is not None:
             parts.append(f"mixing={self.mixing!r}")
         return ", ".join(parts)
@@ -203,15 +244,32 @@ def _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mi
         check_kernel_size(kernel_size)
     if static in ("dense", "both") and grid_size is None:
         raise ValueError(f"grid_size: expected (H, W) because static={static!r}, got None")
-    if grid_size is not None and not _is_grid(grid_size):
-        raise ValueError(f"grid_size: expected (H, W), two integers of at least 1, got {grid_size!r}")
+    if grid_size is not None:
+        _check_grid_size(grid_size)
     if mixing not in ("gate", "free"):
         raise ValueError(f'mixing: expected "gate" or "free", got {mixing!r}')
 
 
-def _is_grid(grid_size) -> bool:
-    return (
-        isinstance(grid_size, Sequence)
-        and len(grid_size) == 2
-        and all(type(side) is int and side >= 1 for side in grid_size)
-    )
+def _check_column_arguments(dynamic, static, num_prefix_tokens, hidden_tokens, projections) -> None:
+    if type(num_prefix_tokens) is not int or num_prefix_tokens < 0:
+        raise ValueError(f"num_prefix_tokens: expected an integer of at least 0, got {num_prefix_tokens!r}")
+    if num_prefix_tokens and static in ("local", "both"):
+        raise ValueError(
+            f"num_prefix_tokens: expected 0 because static={static!r} has a window on the grid, got {num_prefix_tokens}"
+        )
+    if hidden_tokens is not None:
+        if type(hidden_tokens) is not int or hidden_tokens < 1:
+            raise ValueError(f"hidden_tokens: expected a positive integer or None, got {hidden_tokens!r}")
+        if dynamic or static != "dense" or num_prefix_tokens:
+            raise ValueError(
+                'hidden_tokens: expected None unless dynamic=False, static="dense" and num_prefix_tokens=0, '
+                f"got {hidden_tokens} with {dynamic=}, {static=}, {num_prefix_tokens=}"
+            )
+    if dynamic and not projections:
+        raise ValueError("projections: expected True because dynamic=True has queries and keys, got False")
+
+
+def _check_grid_size(grid_size) -> None:
+    is_pair = isinstance(grid_size, Sequence) and len(grid_size) == 2
+    if not is_pair or not all(type(side) is int and side >= 1 for side in grid_size):
+        raise ValueError(f"grid_size: expected (H, W), two integers of at least 1, got {grid_size!r}")

@@ -107,7 +107,7 @@ class _FusedAggregation(_Constants):
     def __init__(self, layer: ContextAggregation, norm: nn.Module) -> None:
         super().__init__()
         self.dim, self.num_heads, self.head_dim = layer.dim, layer.num_heads, layer.head_dim
-        self.dynamic, self.grid_size = layer.dynamic, layer.grid_size
+        self.dynamic, self.grid_size, self.num_prefix_tokens = layer.dynamic, layer.grid_size, layer.num_prefix_tokens
         self.norm, in_weight, in_bias = _folded(norm, layer.in_proj)
         self._freeze("in_weight", in_weight)
         self._freeze("in_bias", in_bias)
@@ -125,7 +125,7 @@ class _FusedAggregation(_Constants):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, self.dim)
-        check_grid(x, self.grid_size)
+        check_grid(x, self.grid_size, self.num_prefix_tokens)
         residual = x.permute(0, 2, 3, 1)
         branch = residual if self.norm is None else self.norm(x).permute(0, 2, 3, 1)
         y = self._aggregate(projection(branch, self.in_weight, self.in_bias))
@@ -208,7 +208,7 @@ class FusedContainerBlock(nn.Module):
         block.eval().requires_grad_(False)
         position, aggregation, mlp, drop_path = block.pos_embed, block.aggregation, block.mlp, block.drop_path
         self.fused_position = _FusedLocal(position) if is_plain(position, LocalAggregation) else position
-        if is_plain(aggregation, ContextAggregation) and aggregation.is_fusible() and is_sample_scale(drop_path):
+        if _has_plain_affinities(aggregation) and is_sample_scale(drop_path):
             self.fused_aggregation = _FusedAggregation(aggregation, block.norm1)
         else:
             self.fused_aggregation = _CalledBranch(aggregation, block.norm1, drop_path)
@@ -245,6 +245,10 @@ def refuse_weights_of_the_other_kind(module: nn.Module, state_dict: dict, prefix
     raise RuntimeError(
         f"state_dict: the weights are of a fused network, {name} is not fused: call fuse(), then load them"
     )
+
+
+def _has_plain_affinities(layer: nn.Module) -> bool:
+    return is_plain(layer, ContextAggregation) and layer.is_fusible() and layer.token_mlp is None
 
 
 def _has_plain_projections(layer: nn.Module) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Initial values of depthwise filters, shared by the layers that hold them."""
+"""Initial values of filters and matrices that several layers hold."""
 
 import math
 
@@ -12,3 +12,10 @@ def init_local(weight: Tensor, bias: Tensor | None) -> None:
     nn.init.uniform_(weight, -bound, bound)
     if bias is not None:
         nn.init.uniform_(bias, -bound, bound)
+
+
+def init_linear(weight: Tensor, bias: Tensor) -> None:
+    """Fill (…, out, in) matrices and their (…, out) biases as `nn.Linear` is filled: U(±1/√in)."""
+    bound = 1 / math.sqrt(weight.shape[-1])
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.uniform_(bias, -bound, bound)

@@ -12,10 +12,13 @@ def check_image(x: Tensor, dim: int) -> None:
         raise ValueError(f"x: expected (B, C, H, W) with C = {dim}, got {tuple(x.shape)}")
 
 
-def check_grid(x: Tensor, grid_size: tuple[int, int] | None) -> None:
-    """`x` (B, C, H, W) has the grid of a dense affinity, if there is one."""
-    if grid_size is not None and grid_size != tuple(x.shape[-2:]):
-        raise ValueError(f"x: expected H, W = {grid_size}, which the dense affinity fixes, got {tuple(x.shape[-2:])}")
+def check_grid(x: Tensor, grid_size: tuple[int, int] | None, num_prefix_tokens: int = 0) -> None:
+    """`x` (B, C, H, W) has the grid of a dense affinity, if there is one; a column where tokens precede the grid."""
+    if grid_size is None:
+        return
+    expected = grid_size if num_prefix_tokens == 0 else (num_prefix_tokens + grid_size[0] * grid_size[1], 1)
+    if expected != tuple(x.shape[-2:]):
+        raise ValueError(f"x: expected H, W = {expected}, which the dense affinity fixes, got {tuple(x.shape[-2:])}")
 
 
 def check_kernel_size(kernel_size: int) -> None:
