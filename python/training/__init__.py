@@ -5,6 +5,7 @@ What the command line means: options (the flags), rules (which combinations cont
 Images: sources (folders, tars, digits), data (their order, transforms and batches), compute (device, dtype, layout).
 The run: build (puts it together), engine (the training loop), evaluation (every image once), randomness (a function of
 seed, epoch and step, never of history), distributed (ranks), interrupt (stopping all ranks at the same step).
-On disk: run_folder, checkpoint (atomic files), state (a run as plain values), report and curves (its records).
+On disk: run_folder, checkpoint (atomic files), saved_network (what one says of its network), state (a run as plain
+values), report and curves (its records).
 On the screen: progress, report, entry (errors and exit codes). judge evaluates a checkpoint.
 """

@@ -8,15 +8,15 @@ import dataclasses
 from timm.utils import reparameterize_model
 from torch import nn
 
-from training.build import build_model, make_image_format
-from training.checkpoint import load_weights, peek_checkpoint
+from training.checkpoint import load_weights
 from training.compute import make_compute
 from training.distributed import join_world
 from training.errors import DataError, OptionError
 from training.evaluation import Metrics, evaluate, make_evaluation
 from training.options import option
 from training.progress import Progress
-from training.rules import check_compute, check_model_name, require_file
+from training.rules import check_compute
+from training.saved_network import find_network
 from training.sources import open_validation_source
 
 
@@ -102,41 +102,33 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     """
     if options.checkpoint is None:
         raise OptionError("--checkpoint is needed: the weights to evaluate")
-    require_file("checkpoint", options.checkpoint)
     check_compute(options.device, options.amp_dtype)
-    content = peek_checkpoint(options.checkpoint)
-    trained = content.get("options", {})
-    name = options.model or trained.get("model")
-    if name is None:
-        raise OptionError(f"--model is needed: {options.checkpoint} does not say which model it belongs to")
-    check_model_name(name)
-    if options.data_path is None and options.val_path is None and not trained:
+    saved = find_network(options.checkpoint, options.model)
+    if options.data_path is None and options.val_path is None and not saved.options:
         raise OptionError(f"--data-path is needed: {options.checkpoint} does not say what it was trained on")
     paths = (options.data_path, options.val_path)
     if paths == (None, None):
-        paths = (trained["data_path"], trained["val_path"])
+        paths = (saved.options["data_path"], saved.options["val_path"])
     source = open_validation_source(*paths)
 
     world = join_world(options.device)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
-    input_size = options.input_size or trained.get("input_size")
-    num_classes = len(content["classes"]) if content else options.num_classes
-    model = build_model(name, num_classes, input_size)
-    if content and content["classes"] != source.classes:
+    model = saved.build(options.num_classes, options.input_size)
+    if saved.classes is not None and saved.classes != source.classes:
         raise DataError(f"{source.name} has other classes than {options.checkpoint} was trained on")
     if model.num_classes != len(source.classes):
-        raise DataError(f"{name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
+        raise DataError(f"{saved.name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
     load_weights(model, options.checkpoint, use_ema=options.use_ema)
     model.to(device=compute.device, memory_format=compute.memory_format)
     if options.fuse:
         model = fuse(model)
 
-    image_format = make_image_format(model, input_size, options.crop_pct or trained.get("crop_pct"))
+    image_format = saved.image_format(model, options.input_size, options.crop_pct)
     evaluation = make_evaluation(
         source, image_format, compute, world, options.batch_size, options.num_workers, options.limit_batches
     )
     metrics = evaluate(model, evaluation, progress=Progress(world.is_main and not quiet))
-    judgement = Judgement(name, options.checkpoint, source.name, image_format.size, metrics, world.is_main)
+    judgement = Judgement(saved.name, options.checkpoint, source.name, image_format.size, metrics, world.is_main)
     if world.is_main and not quiet:
         print(judgement)
     return judgement

@@ -25,6 +25,11 @@ def option(default, help, group, *, choices=None, nargs=None, metavar=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def positional(help, group):
+    """A dataclass field that is a word of the command line by its place, which cannot be left out."""
+    return dataclasses.field(metadata=dict(help=help, group=group, positional=True))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Everything a run is told. A field `warmup_epochs` is the flag `--warmup-epochs`."""
@@ -131,9 +136,10 @@ def parse_explicit(argv: list[str], description: str, cls: type = Options) -> di
     Raises:
         OptionError: an unknown option (prefixes do not count), a missing or malformed value.
     """
+    words = [field.name.upper() for field in dataclasses.fields(cls) if _is_positional(field)]
     parser = _Parser(
         description=description,
-        usage="%(prog)s [options]",
+        usage=" ".join(["%(prog)s", *words, "[options]"]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -162,7 +168,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _suggest(unknown: str, cls: type) -> str:
-    flags = [flag(field.name) for field in dataclasses.fields(cls)]
+    flags = [flag(field.name) for field in dataclasses.fields(cls) if not _is_positional(field)]
     similar = difflib.get_close_matches(unknown.partition("=")[0], flags, n=1)
     return f"; did you mean {similar[0]}?" if similar else ""
 
@@ -175,8 +181,15 @@ def _normalize(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
+def _is_positional(field: dataclasses.Field) -> bool:
+    return field.metadata.get("positional", False)
+
+
 def _add_flag(group, field: dataclasses.Field, hint) -> None:
     metadata = field.metadata
+    if _is_positional(field):
+        group.add_argument(field.name, type=_scalar_type(hint), metavar=field.name.upper(), help=metadata["help"])
+        return
     help = metadata["help"] if field.default is None else f"{metadata['help']} (default: {field.default})"
     help = help.replace("%", "%%")
     if hint is bool:

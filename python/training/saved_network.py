@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""What a file of weights says of its network: one of `train.py` everything, others nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from training.build import build_model, make_image_format
+from training.checkpoint import peek_checkpoint
+from training.compute import ImageFormat
+from training.errors import OptionError
+from training.rules import check_model_name, require_file
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedNetwork:
+    """A file of weights and the network they belong to."""
+
+    path: str
+    name: str
+    options: dict  # of its training; {} where it was another program's
+    classes: list[str] | None
+
+    def build(self, num_classes: int | None, input_size: int | None) -> nn.Module:
+        """The network with fresh weights; the arguments replace what the file says, but not its classes.
+
+        Raises:
+            OptionError: the model refuses one of them.
+        """
+        classes = num_classes if self.classes is None else len(self.classes)
+        return build_model(self.name, classes, input_size or self.options.get("input_size"))
+
+    def image_format(self, model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:
+        """What the network expects of an image; the arguments replace what the file says.
+
+        Raises:
+            OptionError: the model cannot take images of `input_size`.
+        """
+        saved = self.options
+        return make_image_format(model, input_size or saved.get("input_size"), crop_pct or saved.get("crop_pct"))
+
+
+def find_network(checkpoint: str, model: str | None) -> SavedNetwork:
+    """The network of the file `checkpoint`: timm's `model`, or as the file says.
+
+    Raises:
+        OptionError: there is no such file, or the model is not known.
+        CheckpointError: the file cannot be read.
+    """
+    require_file("checkpoint", checkpoint)
+    content = peek_checkpoint(checkpoint)
+    options = content.get("options", {})
+    name = model or options.get("model")
+    if name is None:
+        raise OptionError(f"--model is needed: {checkpoint} does not say which model it belongs to")
+    check_model_name(name)
+    return SavedNetwork(checkpoint, name, options, content.get("classes"))
