@@ -75,8 +75,6 @@ class ContainerBlock(nn.Module):
         check_probability("drop_path", drop_path)
         # Only what was given: norms of other libraries need not know the arguments.
         factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
-        if pos_embed and num_prefix_tokens:
-            raise ValueError("pos_embed: expected False because prefix tokens have no place on the grid, got True")
         self.pos_embed = LocalAggregation(dim, 3, residual=True, **factory) if pos_embed else nn.Identity()
         self.norm1 = norm_layer(dim, **factory)
         self.aggregation = ContextAggregation(
@@ -94,6 +92,8 @@ class ContainerBlock(nn.Module):
             projections=projections,
             **factory,
         )
+        if pos_embed and num_prefix_tokens:
+            raise ValueError("pos_embed: expected False because prefix tokens have no place on the grid, got True")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
         self.mlp = PointwiseMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
