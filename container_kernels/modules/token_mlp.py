@@ -41,7 +41,7 @@ class TokenMlp(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         heads = v.permute(2, 0, 3, 1).unbind()  # (B, D, N) each: tokens are what the MLP counts as channels
         mixed = [fused_mlp(x, *mlp) for x, *mlp in zip(heads, self.w1, self.b1, self.w2, self.b2, strict=True)]
-        return torch.stack(mixed).permute(1, 3, 0, 2).contiguous()
+        return torch.stack([y.transpose(1, 2) for y in mixed], dim=2)
 
     @torch.no_grad()
     def set_grid_size(self, old_grid: Grid, new_grid: Grid) -> None:
