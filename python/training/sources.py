@@ -48,7 +48,7 @@ class FolderSource:
 
     def read(self, index: int) -> Image.Image:
         """See `Source.read`."""
-        return _decode(self.files[index], self.files[index])
+        return decode_image(self.files[index], self.files[index])
 
 
 class TarSource:
@@ -77,7 +77,7 @@ class TarSource:
             self._descriptor = os.open(self.path, os.O_RDONLY)
         # pread leaves the file position alone, so forked workers may share one descriptor
         content = os.pread(self._descriptor, member.size, member.offset)
-        return _decode(io.BytesIO(content), f"{member.name} in {self.path}")
+        return decode_image(io.BytesIO(content), f"{member.name} in {self.path}")
 
     def __getstate__(self):
         return {**self.__dict__, "_descriptor": None}
@@ -242,7 +242,8 @@ def enumerate_names(names: list[str], at_most: int = 10) -> str:
     return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
 
 
-def _decode(file, name: str) -> Image.Image:
+def decode_image(file, name: str) -> Image.Image:
+    """The image in `file`, a path or an open file, as RGB. Raises DataError, with `name`, if that is not possible."""
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
