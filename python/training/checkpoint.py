@@ -15,7 +15,7 @@ import timm.models
 import torch
 from torch import nn
 
-from container_kernels.models import Container
+from container_kernels.models import Network
 from container_kernels.models.checkpoint import checkpoint_filter_fn
 from training.errors import CheckpointError
 
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_clas
             weights = content["model_ema" if use_ema else "model"]
         else:
             weights = timm.models.load_state_dict(path, use_ema=use_ema, weights_only=True)
-        if isinstance(model, Container):
+        if isinstance(model, Network):
             weights = checkpoint_filter_fn(weights, model)
         if new_classes:
             weights = _keep_classifier(model, weights)

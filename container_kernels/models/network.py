@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""What networks have in common, whatever their layout: blocks in a row, one final norm, loading, fusing."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+from timm.layers import LayerNorm2d, register_notrace_module, to_2tuple
+from timm.models import checkpoint
+from timm.models._input import update_model_input_size
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+from ..modules import ContextAggregation
+from ..modules.dense_affinity import Grid
+from ..modules.deploy import ChannelAffine
+from ..modules.folding import affine_of, is_foldable
+from .checkpoint import refuse_other_norm, translate_names
+
+Self = TypeVar("Self", bound="Network")
+
+
+@register_notrace_module  # torch.fx keeps the layer whole
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: convolution with kernel = stride, then, if wanted, LayerNorm over channels."""
+
+    def __init__(
+        self, in_chans: int, dim: int, patch_size: int | Grid, *, norm: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, device=device, dtype=dtype)
+        self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        (rows, columns), (height, width) = self.proj.stride, x.shape[-2:]
+        if height < rows or width < columns:
+            raise ValueError(f"x: expected at least {rows}×{columns} pixels to embed, got {height}×{width}")
+        return self.norm(self.proj(x))
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after the other; with `grad_checkpointing`, the backward pass recomputes each from its input."""
+
+    grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = self.call(block, x)
+        return x
+
+    def call(self, block: nn.Module, x: Tensor) -> Tensor:
+        """`block(x)`, for those who want what is between the blocks."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x)
+        return block(x)
+
+
+class Network(nn.Module):
+    """The base of all networks here.
+
+    A derived class has a final `norm`, and calls what comes after it "head…". Weights load under the names of other
+    implementations too (`checkpoint.py`).
+    """
+
+    norm: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_fused = False
+        self.register_load_state_dict_pre_hook(translate_names)
+        self.register_load_state_dict_pre_hook(refuse_other_norm)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations.
+
+        As everywhere in timm, batch norms then update their running statistics twice a step.
+        """
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.grad_checkpointing = enable
+
+    def fuse(self: Self) -> Self:
+        """Make the network one for evaluation alone, in place: faster, and equal within rounding.
+
+        Every block becomes a `FusedContainerBlock`, and a final batch norm a scale and a shift. No parameter requires
+        gradients then, and `train()` changes nothing but the dropout before the classifier; a new classifier
+        (`reset_classifier`) can be trained on the features. `copy.deepcopy(model).fuse()` keeps a network to train.
+
+        The state dict has other names. Load a checkpoint before, or one of a fused network after: anything else raises.
+        Fusing twice is fusing once. `timm.utils.reparameterize_model(model)` does the same to the blocks (of a copy, if
+        not asked otherwise), but leaves the final norm.
+
+        Returns:
+            The network itself, in evaluation mode.
+        """
+        reparameterize_model(self, inplace=True)
+        if not isinstance(self.norm, ChannelAffine) and is_foldable(self.norm.eval(), None):
+            self.norm = ChannelAffine(*affine_of(self.norm).scale_and_shift())
+        self._is_fused = True
+        return self.eval().requires_grad_(False)
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """As everywhere; but of a network that was fused, only the classifier follows."""
+        super().train(mode)
+        if self._is_fused:
+            for name, child in self.named_children():
+                child.train(mode and name.startswith("head"))
+        return self
+
+    def _set_grids(self, img_size: int | Grid, grids: Iterable[tuple[nn.Module, Grid]]) -> None:
+        """Resize the dense affinities of each part of the network to its grid.
+
+        Raises:
+            ValueError: a grid is empty.
+            RuntimeError: one of them is in a fused block.
+        """
+        dense = [
+            (module, grid)
+            for part, grid in grids
+            for module in part.modules()
+            if getattr(module, "grid_size", None) is not None
+        ]
+        if not all(isinstance(module, ContextAggregation) for module, _ in dense):
+            raise RuntimeError("set_input_size: the network is fused, which fixes its grid: call it before fuse()")
+        if any(min(grid) < 1 for _, grid in dense):
+            raise ValueError(f"img_size: expected pixels for at least one token in each part, got {img_size}")
+        for module, grid in dense:
+            module.set_grid_size(grid)
+        update_model_input_size(self, to_2tuple(img_size))
+
+
+def init_linear(layer: nn.Module) -> None:
+    """Linear layers as DeiT's and the released CONTAINER start: truncated N(0, 0.02²), no bias."""
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def grid_of(img_size: int | Grid, patch_size: int | Grid) -> Grid:
+    """Rows and columns of whole patches in an image; the pixels left over at its borders are not seen."""
+    (height, width), (rows, columns) = to_2tuple(img_size), to_2tuple(patch_size)
+    return height // rows, width // columns
