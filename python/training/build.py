@@ -26,10 +26,12 @@ from training.distributed import World
 from training.errors import OptionError
 from training.evaluation import Evaluation, make_evaluation
 from training.interrupt import StopGuard
+from training.memory import keep_decoded
 from training.options import Options
 from training.randomness import seed_everything
 from training.rules import mixes, peak_lr
 from training.sources import Source
+from training.subset import select_images
 
 
 @dataclasses.dataclass
@@ -80,12 +82,13 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
         DataError: there are fewer images than a batch needs.
         CheckpointError: --initial-checkpoint does not fit the model.
     """
-    train, val = sources
+    train, val = map(keep_decoded, select_images(sources, options))
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     seed_everything(options.seed)
     model = build_model(
-        options.model, len(train.classes), options.input_size, drop_rate=options.drop, drop_path_rate=options.drop_path
-    )
+        options.model, len(train.classes), options.input_size, options.model_kwargs,
+        drop_rate=options.drop, drop_path_rate=options.drop_path,
+    )  # fmt: skip
     if options.initial_checkpoint:
         load_weights(model, options.initial_checkpoint, new_classes=True)
     if options.grad_checkpointing:
@@ -114,7 +117,7 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
         compute=compute,
         guard=guard,
         classes=train.classes,
-        training_images=len(train.labels),
+        training_images=len(train.labels) // options.epoch_repeats,
         data_name=os.path.basename(os.path.abspath(options.data_path)) if options.data_path else "handwritten digits",
         image_format=image_format,
         batches=batches,
@@ -137,8 +140,12 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
     )
 
 
-def build_model(name: str, num_classes: int, input_size: int | None, **rates: float) -> nn.Module:
+def build_model(
+    name: str, num_classes: int, input_size: int | None, model_kwargs: dict | None = None, **rates: float
+) -> nn.Module:
     """timm's model `name` for `num_classes`; rates that are 0 are left out, since not every model knows them all.
+
+    A checkpoint of this trainer has the arguments in its options: `model`, `input_size`, `model_kwargs`.
 
     Raises:
         OptionError: the model refuses one of them.
@@ -146,11 +153,13 @@ def build_model(name: str, num_classes: int, input_size: int | None, **rates: fl
     arguments = {key: rate for key, rate in rates.items() if rate > 0}
     if input_size is not None and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         arguments["img_size"] = input_size
+    given = model_kwargs or {}
     try:
-        return timm.create_model(name, num_classes=num_classes, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
-        settings = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        raise OptionError(f"--model {name} cannot be built with {settings}: {error}") from error
+        return timm.create_model(name, num_classes=num_classes, **{**arguments, **given})
+    except (TypeError, ValueError, AssertionError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        settings = [f"{key}={value}" for key, value in arguments.items() if key not in given]
+        settings += ["--model-kwargs", *(f"{key}={value}" for key, value in given.items())] if given else []
+        raise OptionError(f"--model {name} cannot be built with {' '.join(settings)}: {error}") from error
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

@@ -61,7 +61,9 @@ def training_transform(options: Options, image_format: ImageFormat):
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Transformed images of a source; a key is (index, seed), seed None where the transform is not random.
+    """Transformed images of a source; a key is (index, counters), None where the transform is not random.
+
+    The seed is mixed from the counters here, in a worker: for small images that takes as long as transforming them.
 
     An unreadable image is returned as its DataError, so that it reaches the training loop without the noise of a
     worker's traceback and the loop can save before it stops.
@@ -70,14 +72,14 @@ class ImageDataset(torch.utils.data.Dataset):
     def __init__(self, source: Source, transform):
         self.source, self.transform = source, transform
 
-    def __getitem__(self, key: tuple[int, int | None]):
-        index, seed = key
+    def __getitem__(self, key: tuple[int, tuple[int, ...] | None]):
+        index, counters = key
         try:
             image = self.source.read(index)
         except DataError as error:
             return error
-        if seed is not None:
-            seed_host(seed)
+        if counters is not None:
+            seed_host(derive_seed(*counters))
         return self.transform(image), self.source.labels[index]
 
     def __len__(self) -> int:
@@ -122,7 +124,7 @@ class TrainingBatches:
         indices = list(self.sampler)
         for step in range(self.first_step, self.steps):
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-            yield [(indices[i], derive_seed(self.seed, self.epoch, self.rank, i)) for i in positions]
+            yield [(indices[i], (self.seed, self.epoch, self.rank, i)) for i in positions]
 
     def __len__(self) -> int:
         return self.steps - self.first_step

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from timm.utils import reparameterize_model
 from torch import nn
@@ -26,6 +27,9 @@ class ValidationOptions:
 
     checkpoint: str | None = option(None, "the weights", "model")
     model: str | None = option(None, "any model known to timm (default: the checkpoint's)", "model")
+    model_kwargs: Mapping[str, object] | None = option(
+        None, "arguments of the model (default: the checkpoint's)", "model", nargs="+", metavar="KEY=VALUE"
+    )
     num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")
     use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "model")
 
@@ -103,7 +107,7 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     if options.checkpoint is None:
         raise OptionError("--checkpoint is needed: the weights to evaluate")
     check_compute(options.device, options.amp_dtype)
-    saved = find_network(options.checkpoint, options.model)
+    saved = find_network(options.checkpoint, options.model, options.model_kwargs)
     if options.data_path is None and options.val_path is None and not saved.options:
         raise OptionError(f"--data-path is needed: {options.checkpoint} does not say what it was trained on")
     paths = (options.data_path, options.val_path)

@@ -8,10 +8,12 @@ combinations are allowed.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable, Mapping
 
 from training.errors import OptionError
 
@@ -44,15 +46,24 @@ class Options:
         None, "processes that load images, per rank (default: one a core, up to 8)", "data"
     )
     limit_batches: int | None = option(None, "use only the first N batches of every epoch and validation", "data")
+    train_fraction: float = option(
+        1.0, "train on this part of every class; --seed chooses the images, a smaller part is in every larger", "data"
+    )
+    val_fraction: float = option(1.0, "judge on this part of every class, always the same images", "data")
+    epoch_repeats: int = option(1, "passes over the training images that count as one epoch", "data")
 
     model: str = option("container_light", "any model known to timm", "model")
+    model_kwargs: Mapping[str, object] | None = option(
+        None, "arguments of the model, Python literals or text, as dynamic=False \"depths=(1, 1, 2, 1)\"", "model",
+        nargs="+", metavar="KEY=VALUE",
+    )  # fmt: skip
     drop: float = option(0.0, "dropout before the classifier", "model")
     drop_path: float = option(0.1, "stochastic depth, the rate of the last block", "model")
     initial_checkpoint: str | None = option(None, "start from these weights; the classifier may differ", "model")
     model_ema: bool = option(True, "keep and evaluate an exponential moving average of the weights", "model")
     model_ema_decay: float = option(0.99996, "decay of the moving average, per step", "model")
 
-    epochs: int = option(300, "passes over the training images", "optimization")
+    epochs: int = option(300, "passes over the training images (times --epoch-repeats)", "optimization")
     batch_size: int = option(128, "images per step and process (8 processes make DeiT's 1024)", "optimization")
     opt: str = option("adamw", "any optimizer known to timm", "optimization")
     opt_eps: float | None = option(None, "epsilon of the optimizer", "optimization")
@@ -159,7 +170,14 @@ def parse_explicit(argv: list[str], description: str, cls: type = Options) -> di
         explicit["model"] = MODEL_ALIASES.get(explicit["model"], explicit["model"])
     if "amp_dtype" in explicit:
         explicit["amp_dtype"] = DTYPE_ALIASES.get(explicit["amp_dtype"], explicit["amp_dtype"])
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in explicit.items()}
+    return {name: _collect(value, hints[name]) for name, value in explicit.items()}
+
+
+def _collect(value, hint):
+    """Several values of a flag are a tuple, KEY=VALUE pairs a dict."""
+    if not isinstance(value, list):
+        return value
+    return dict(value) if _scalar_type(hint) is parse_pair else tuple(value)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -205,8 +223,25 @@ def _add_flag(group, field: dataclasses.Field, hint) -> None:
     )
 
 
-def _scalar_type(hint) -> type:
-    """str, int or float inside `X | None` and `tuple[X, ...]`."""
+def parse_pair(text: str) -> tuple[str, object]:
+    """`depths=(1, 2)` -> ("depths", (1, 2)); what is no Python literal is text.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not KEY=VALUE.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _scalar_type(hint) -> Callable:
+    """str, int or float inside `X | None` and `tuple[X, ...]`, `parse_pair` for a mapping."""
+    if typing.get_origin(hint) is Mapping:
+        return parse_pair
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) in (typing.Union, tuple):
         return _scalar_type(next(arg for arg in typing.get_args(hint) if arg not in (type(None), Ellipsis)))
     return hint

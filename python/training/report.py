@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import time
 
 import torch
 
@@ -22,6 +23,7 @@ COLUMNS = (
     "epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "ema_loss", "ema_top1", "ema_top5",
     "images_per_second", "train_seconds", "val_seconds",
 )  # fmt: skip
+SECONDS_PER_DRAWING = 5.0  # drawing takes a tenth of a second, on a GPU as long as a small epoch
 
 
 def score(row: dict) -> float:
@@ -30,10 +32,11 @@ def score(row: dict) -> float:
 
 
 class Report:
-    """The records of a run in its output folder; only the main rank writes and prints."""
+    """The records of a run in its output folder; only the main rank writes and prints (`quiet`: no epochs)."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, quiet: bool = False):
+        self.run, self.quiet = run, quiet
+        self._drawn = -SECONDS_PER_DRAWING
         folder = run.output_dir
         self.last, self.best = os.path.join(folder, "last.pth"), os.path.join(folder, "best.pth")
         self.summary, self.curves = os.path.join(folder, "summary.csv"), os.path.join(folder, "curves.png")
@@ -55,7 +58,7 @@ class Report:
             "val_seconds": metrics.seconds + (ema_metrics.seconds if ema_metrics else 0.0),
         }
         run.history.append(row)
-        if run.world.is_main:
+        if run.world.is_main and not self.quiet:
             print(self._line(row), flush=True)
 
     def _line(self, row: dict) -> str:
@@ -82,8 +85,10 @@ class Report:
                 save_checkpoint(self.best, {**describe(run), "model": weights.state_dict(), "averaged": averaged})
             with atomic_write(self.summary) as file:
                 file.write(_as_csv(run.history))
-            with atomic_write(self.curves) as file:
-                draw_curves(file, run.history, f"{run.options.model} on {run.data_name}")
+            if row["epoch"] == run.options.epochs or time.monotonic() - self._drawn >= SECONDS_PER_DRAWING:
+                with atomic_write(self.curves) as file:
+                    draw_curves(file, run.history, f"{run.options.model} on {run.data_name}")
+                self._drawn = time.monotonic()
         self.run.world.barrier()
 
     def save_state(self) -> None:
@@ -99,10 +104,13 @@ class Report:
         processes = f", {run.world.size} processes" if run.world.size > 1 else ""
         size = run.image_format.size
         peak = peak_lr(options, run.world.size)
+        arguments = "".join(f" {name}={value}" for name, value in (options.model_kwargs or {}).items())
+        repeats = f" ({options.epoch_repeats} times an epoch)" if options.epoch_repeats > 1 else ""
         lines = [
-            f"model     {options.model}, {parameters / 1e6:.2f} M parameters, on {_describe_device(run)}{processes}",
-            f"data      {run.data_name}: {run.training_images:,} training and {run.evaluation.batches.images:,} "
-            f"validation images, {len(run.classes)} classes, {size}×{size}",
+            f"model     {options.model}{arguments}, {parameters / 1e6:.2f} M parameters, "
+            f"on {_describe_device(run)}{processes}",
+            f"data      {run.data_name}: {run.training_images:,} training{repeats} and "
+            f"{run.evaluation.batches.images:,} validation images, {len(run.classes)} classes, {size}×{size}",
             f"schedule  {options.opt}, {options.epochs} epochs of {run.batches.steps} steps, "
             f"batch {options.batch_size * run.world.size}, learning rate {peak:.2g} ({options.sched})",
             f"output    {run.output_dir}",

@@ -44,6 +44,7 @@ CHANGEABLE_ON_RESUME = {
     "data_path", "val_path", "num_workers", "epochs", "output_dir", "device", "amp_dtype", "channels_last", "compile",
     "log_seconds", "limit_batches", "eval", "resume",
 }  # fmt: skip
+FLAGS_OF_MODEL_KWARGS = {"num_classes": "the data", "drop_rate": "--drop", "drop_path_rate": "--drop-path"}
 NEVER_INHERITED = {"device", "eval", "resume", "output_dir"}
 
 
@@ -89,7 +90,7 @@ def check(options: Options, explicit: set[str], world_size: int = 1) -> None:
 
 
 def _check_ranges(options: Options) -> None:
-    for name in ("input_size", "limit_batches", "epochs", "batch_size", "recount"):
+    for name in ("input_size", "limit_batches", "epochs", "epoch_repeats", "batch_size", "recount"):
         _require(options, name, lambda value: value >= 1, "1 or more")
     for name in ("num_workers", "warmup_epochs", "seed", "weight_decay", "min_lr", "color_jitter", "mixup", "cutmix"):
         _require(options, name, lambda value: value >= 0, "0 or more")
@@ -100,7 +101,8 @@ def _check_ranges(options: Options) -> None:
     for name in ("drop", "drop_path", "smoothing", "momentum"):
         _require(options, name, lambda value: 0 <= value < 1, "0 or more and less than 1")
     _require(options, "model_ema_decay", lambda value: 0 < value < 1, "between 0 and 1")
-    _require(options, "crop_pct", lambda value: 0 < value <= 1, "more than 0 and at most 1")
+    for name in ("crop_pct", "train_fraction", "val_fraction"):
+        _require(options, name, lambda value: 0 < value <= 1, "more than 0 and at most 1")
     _require(options, "opt_betas", lambda value: all(0 <= beta < 1 for beta in value), "each 0 or more and less than 1")
 
 
@@ -112,6 +114,7 @@ def _require(options: Options, name: str, allowed, description: str) -> None:
 
 def _check_names(options: Options, explicit: set[str]) -> None:
     check_model_name(options.model)
+    check_model_kwargs(options.model_kwargs)
     check_compute(options.device, options.amp_dtype)
     try:
         optimizer = timm.optim.get_optimizer_info(options.opt)
@@ -139,6 +142,18 @@ def check_model_name(name: str) -> None:
     """Raises OptionError unless timm knows the model (importing `container_kernels` registers ours)."""
     if not timm.is_model(name):
         raise OptionError(f"--model {name} is not known to timm; ours are {', '.join(timm.list_models('container*'))}")
+
+
+def check_model_kwargs(model_kwargs: dict | None) -> None:
+    """Raises OptionError for arguments that have flags of their own, or that timm would leave out."""
+    for name, value in (model_kwargs or {}).items():
+        if name in FLAGS_OF_MODEL_KWARGS:
+            raise OptionError(f"--model-kwargs {name} is not possible: {FLAGS_OF_MODEL_KWARGS[name]} sets it")
+        if value is None:
+            raise OptionError(
+                f"--model-kwargs {name}=None has no effect: timm takes it as the model's default "
+                "(an entry a stage does: static=(None, None, None, None))"
+            )
 
 
 def check_compute(device: str, amp_dtype: str | None) -> None:

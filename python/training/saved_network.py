@@ -11,7 +11,7 @@ from training.build import build_model, make_image_format
 from training.checkpoint import peek_checkpoint
 from training.compute import ImageFormat
 from training.errors import OptionError
-from training.rules import check_model_name, require_file
+from training.rules import check_model_kwargs, check_model_name, require_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class SavedNetwork:
 
     path: str
     name: str
+    model_kwargs: dict | None
     options: dict  # of its training; {} where it was another program's
     classes: list[str] | None
 
@@ -30,7 +31,7 @@ class SavedNetwork:
             OptionError: the model refuses one of them.
         """
         classes = num_classes if self.classes is None else len(self.classes)
-        return build_model(self.name, classes, input_size or self.options.get("input_size"))
+        return build_model(self.name, classes, input_size or self.options.get("input_size"), self.model_kwargs)
 
     def image_format(self, model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:
         """What the network expects of an image; the arguments replace what the file says.
@@ -42,8 +43,8 @@ class SavedNetwork:
         return make_image_format(model, input_size or saved.get("input_size"), crop_pct or saved.get("crop_pct"))
 
 
-def find_network(checkpoint: str, model: str | None) -> SavedNetwork:
-    """The network of the file `checkpoint`: timm's `model`, or as the file says.
+def find_network(checkpoint: str, model: str | None, model_kwargs: dict | None = None) -> SavedNetwork:
+    """The network of the file `checkpoint`: timm's `model` with `model_kwargs`, or as the file says.
 
     Raises:
         OptionError: there is no such file, or the model is not known.
@@ -56,4 +57,7 @@ def find_network(checkpoint: str, model: str | None) -> SavedNetwork:
     if name is None:
         raise OptionError(f"--model is needed: {checkpoint} does not say which model it belongs to")
     check_model_name(name)
-    return SavedNetwork(checkpoint, name, options, content.get("classes"))
+    check_model_kwargs(model_kwargs)
+    if model_kwargs is None and name == options.get("model"):
+        model_kwargs = options.get("model_kwargs")
+    return SavedNetwork(checkpoint, name, model_kwargs, options, content.get("classes"))

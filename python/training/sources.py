@@ -30,6 +30,7 @@ class Source(Protocol):
     name: str
     classes: list[str]
     labels: list[int]
+    in_memory: bool  # whether reading decodes nothing
 
     def read(self, index: int) -> Image.Image:
         """Decode image `index` as RGB. Raises DataError, naming the file, if that is not possible."""
@@ -37,6 +38,8 @@ class Source(Protocol):
 
 class FolderSource:
     """Images in `root/<class>/**`."""
+
+    in_memory = False
 
     def __init__(self, root: str):
         self.name = root
@@ -53,6 +56,8 @@ class FolderSource:
 
 class TarSource:
     """Images in an uncompressed tar, below `prefix`; read in place, nothing is unpacked."""
+
+    in_memory = False
 
     def __init__(self, path: str, prefix: str = ""):
         self.path, self.name = path, posixpath.join(path, prefix) if prefix else path
@@ -85,6 +90,8 @@ class TarSource:
 
 class DigitsSource:
     """scikit-learn's 1,797 handwritten digits, 8×8; a fixed quarter of every class is held out for testing."""
+
+    in_memory = True
 
     def __init__(self, train: bool):
         from sklearn.datasets import load_digits

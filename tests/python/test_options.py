@@ -75,6 +75,15 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--decay-epochs 10", "--decay-epochs has no effect with --sched cosine"),
         ("--sched constant --min-lr 1e-6", "--min-lr has no effect with --sched constant"),
         ("--sync-bn", "--sync-bn has no effect in one process; start with torchrun"),
+        ("--train-fraction 0", "--train-fraction must be more than 0 and at most 1, got 0.0"),
+        ("--val-fraction 1.1", "--val-fraction must be more than 0 and at most 1, got 1.1"),
+        ("--epoch-repeats 0", "--epoch-repeats must be 1 or more, got 0"),
+        ("--model-kwargs depths", "--model-kwargs: expected KEY=VALUE, got 'depths'"),
+        ("--model-kwargs drop_rate=0.1", "--model-kwargs drop_rate is not possible: --drop sets it"),
+        (
+            "--model-kwargs static=None",
+            "--model-kwargs static=None has no effect: timm takes it as the model's default",
+        ),
         ("--device cuda:77", "--device cuda:77"),
         ("--device tpu", "--device must be auto, cpu, cuda or cuda:N, got tpu"),
         ("--device cpu --amp-dtype float16", "--amp-dtype float16 needs a GPU"),
@@ -108,6 +117,12 @@ def test_sync_bn_needs_gpus():
 def test_val_path_needs_data_path():
     with pytest.raises(OptionError, match="--val-path needs --data-path"):
         options_of("--val-path x")
+
+
+def test_arguments_of_the_model_are_literals_or_text():
+    options = options_of("--model-kwargs dynamic=False mlp_ratios=(5,5.5) static=local a=b=c --epochs 9 --data-path x")
+    assert options.model_kwargs == {"dynamic": False, "mlp_ratios": (5, 5.5), "static": "local", "a": "b=c"}
+    assert options.epochs == 9 and options_of("").model_kwargs is None
 
 
 def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
@@ -148,6 +163,14 @@ def test_an_input_size_the_model_cannot_take_is_refused_before_training(images, 
 def test_an_option_the_model_does_not_know_is_refused(images, tmp_path):
     with pytest.raises(OptionError, match=r"--model vgg11 cannot be built with drop_path_rate=0.1: .*drop_path_rate"):
         train.main(small_run(images, tmp_path / "run", "--model", "vgg11"))
+
+
+def test_arguments_the_model_refuses_are_named(images, tmp_path):
+    arguments = ["--model", "container_tiny", "--model-kwargs", "depths=(1,)", "mixing=gate"]
+    with pytest.raises(
+        OptionError, match=r"cannot be built with .* --model-kwargs depths=\(1,\) mixing=gate: depths: "
+    ):
+        train.main(small_run(images, tmp_path / "run", *arguments))
 
 
 def test_a_world_of_one_agrees_with_itself():

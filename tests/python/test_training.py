@@ -112,6 +112,30 @@ def test_validate_and_eval_agree_with_the_trainer(finished, capsys):
     assert judgement.metrics.top1 == best
 
 
+def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, capsys):
+    narrow = ["--model", "container_tiny", "--model-kwargs", "embed_dims=(32,32,32,32)", "num_heads=(1,1,1,1)"]
+    fewer = ["--train-fraction", "0.5", "--epoch-repeats", "2", "--epochs", "2"]
+    run = train.main(small_run(images, tmp_path, *narrow, "dynamic=False", *fewer))
+    output = capsys.readouterr().out
+    assert "model     container_tiny embed_dims=(32, 32, 32, 32) num_heads=(1, 1, 1, 1) dynamic=False, 0.0" in output
+    assert "12 training (2 times an epoch) and 15 validation images" in output
+    last = str(tmp_path / "last.pth")
+    judgement = validate.main(["--checkpoint", last, "--num-workers", "0", "--device", "cpu"])
+    assert judgement.metrics.top1 == run.history[-1]["val_top1"]
+    train.main(["--eval", "--resume", last, "--device", "cpu"])
+    longer = train.main(["--resume", last, "--epochs", "3", "--device", "cpu"])
+    assert len(longer.history) == 3 and longer.model.num_features == 32
+    with pytest.raises(CheckpointError, match="does not fit Container"):
+        validate.main(["--checkpoint", last, "--model-kwargs", "dynamic=False", "--device", "cpu"])
+
+
+def test_curves_are_not_drawn_more_often_than_every_few_seconds(images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("training.report.draw_curves", lambda file, history, title: drawn.append(len(history)))
+    train.main(small_run(images, tmp_path, "--epochs", "4", "--limit-batches", "1"))
+    assert drawn == [1, 4]
+
+
 def test_validate_refuses_other_classes(finished, own_images):
     (own_images / "val" / "red").rename(own_images / "val" / "rouge")
     with pytest.raises(DataError, match=r"val has other classes than .*last.pth was trained on"):
@@ -188,9 +212,7 @@ def test_other_parts_run(images, tmp_path):
 
 def test_grad_checkpointing_reaches_the_network(images, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "container_kernels.models.container.checkpoint_seq", lambda blocks, x: calls.append(1) or blocks(x)
-    )
+    monkeypatch.setattr("container_kernels.models.network.checkpoint", lambda block, x: calls.append(1) or block(x))
     arguments = ["--model", "container_tiny", "--epochs", "1", "--limit-batches", "2", "--warmup-epochs", "0"]
     train.main(small_run(images, tmp_path / "run", *arguments))
     assert not calls
