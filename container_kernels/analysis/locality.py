@@ -9,7 +9,7 @@ from torch import Tensor
 from .affinities import LayerAffinities, grid_positions
 
 # Elements of a term that exist at a time: tens of MB with what is made of them, at any number of tokens.
-_CHUNK = 2**22
+_CHUNK = 2**21
 
 
 def mean_distances(affinities: LayerAffinities, spacing: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def mean_distances(affinities: LayerAffinities, spacing: tuple[float, float] = (
     for rows in torch.arange(len(positions), device=device).split(rows_at_a_time):
         distance = torch.linalg.vector_norm(positions[rows, None] - positions, dim=-1)  # (R, H·W)
         for name, term in affinities.rows(prefix + rows).items():
-            weight = term[..., prefix:].abs().sum(2, dtype=torch.float64)  # (B, M, R, H·W)
+            weight = term[..., prefix:].abs().sum(2).double()  # (B, M, R, H·W)
             total = weight.sum(-1)
             mean = (weight * distance).sum(-1) / total
             counted = total > 0

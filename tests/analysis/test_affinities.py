@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from random_layers import random_input, random_layer
 
 from container_kernels import ContextAggregation
 from container_kernels.analysis import LayerAffinities
@@ -15,20 +15,6 @@ SETTINGS = [
     for prefix in (0, 1)
     if (dynamic or static) and not (prefix and static in ("local", "both"))
 ]
-
-
-def random_layer(dynamic=True, static="local", mixing="gate", prefix=0, **arguments) -> ContextAggregation:
-    layer = ContextAggregation(
-        12, 3, dynamic=dynamic, static=static, mixing=mixing, grid_size=(4, 5), num_prefix_tokens=prefix, **arguments
-    ).double()
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return layer.eval()
-
-
-def random_input(layer: ContextAggregation, batch: int = 2) -> torch.Tensor:
-    size = (21, 1) if layer.num_prefix_tokens else (4, 5)
-    return torch.randn(batch, layer.dim, *size, dtype=torch.float64)
 
 
 def aggregate(layer: ContextAggregation, affinities: LayerAffinities, x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_affinities import random_input, random_layer
+from random_layers import random_input, random_layer
 
 from container_kernels import ContextAggregation
 from container_kernels.analysis import LayerAffinities, locality, mean_distances, uniform_distance
