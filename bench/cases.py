@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The problems that count: shapes of the four stages at 224×224 pixels, and of detection.
+"""The problems that count: shapes of the four stages at 224×224 pixels, and of detection; whole networks.
 
 A GPU gets the batch that fills it; a CPU a sixteenth of it.
 """
 
 from collections.abc import Iterator, Sequence
 
+from column_problems import ColumnProblem
 from contenders import Problem
 from network_problems import BlockProblem, ModelProblem
 from op_problems import DepthwiseProblem, MixProblem
@@ -13,7 +14,7 @@ from token_problems import MlpProblem, ProjectionProblem
 
 from container_kernels.testing import MixCase
 
-SECTIONS = ("mix", "depthwise", "mlp", "projection", "block", "model")
+SECTIONS = ("mix", "depthwise", "mlp", "projection", "block", "model", "column")
 
 # Batch on a GPU, height, width, channels, heads.
 MIX_SHAPES = (
@@ -42,6 +43,9 @@ BLOCKS = ((4, True, 128, 7), (3, True, 128, 14), (2, False, 128, 28), (1, False,
 # Name, batch on a GPU, batch on a CPU, size of the image. In the first stage of CONTAINER eager keeps N×N matrices of
 # 80 MB an image.
 MODELS = (("container_light", 128, 8, 224), ("container", 128, 2, 224))
+
+# Name, batch on a GPU, batch on a CPU; the image is 224×224.
+COLUMNS = (("deit_small", 128, 4), ("mixer", 128, 2))
 
 CPU_BATCH_DIVISOR = 16
 
@@ -98,8 +102,15 @@ def _model(device: str, models=MODELS) -> Iterator[Problem]:
             yield ModelProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, size)
 
 
+def _column(device: str, models=COLUMNS) -> Iterator[Problem]:
+    for model, on_gpu, on_cpu in models:
+        for training in (False, True):
+            yield ColumnProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, 224)
+
+
 _SECTIONS = {
     "mix": _mix, "depthwise": _depthwise, "mlp": _mlp, "projection": _projection, "block": _block, "model": _model,
+    "column": _column,
 }  # fmt: skip
 _SMALL = {
     "mix": lambda device: _mix(device, MIX_SHAPES[:3]),
@@ -108,4 +119,5 @@ _SMALL = {
     "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),
+    "column": lambda device: _column(device, (("deit_small", 128, 1),)),
 }

@@ -92,13 +92,13 @@ def projection(rows: int, inputs: int, outputs: int, itemsize: int, backward: bo
     return Cost(moved * rows * itemsize, (1 + 2 * backward) * 2 * rows * inputs * outputs)
 
 
-def mlp(rows: int, channels: int, ratio: float, itemsize: int, backward: bool) -> Cost:
+def mlp(rows: int, channels: int, hidden: int, itemsize: int, backward: bool) -> Cost:
     """Norm, MLP and residual in one kernel: x in, y out; backward x, grad_y in, grad_x out, hidden layer on chip.
 
     Backward computes the hidden layer once more: five products of this size beside the forward's two.
     """
     products = 2 + 5 * backward
-    return Cost((2 + 3 * backward) * rows * channels * itemsize, products * 2 * rows * channels * int(channels * ratio))
+    return Cost((2 + 3 * backward) * rows * channels * itemsize, products * 2 * rows * channels * hidden)
 
 
 def block(
@@ -113,7 +113,7 @@ def block(
     else:
         yield depthwise(batch, tokens, channels, kernel, itemsize, backward)
     yield projection(rows, channels, channels, itemsize, backward, residual=True)
-    yield mlp(rows, channels, ratio, itemsize, backward)
+    yield mlp(rows, channels, int(channels * ratio), itemsize, backward)
 
 
 def adamw(parameters: int) -> Cost:

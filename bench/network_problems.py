@@ -20,7 +20,7 @@ from timing import Contender
 from torch import Tensor, nn
 
 from container_kernels import ContainerBlock
-from container_kernels.models.checkpoint import checkpoint_filter_fn
+from container_kernels.models.names import translated
 
 DIMS, DEPTHS, HEADS, RATIOS, STRIDES = (64, 128, 320, 512), (3, 4, 8, 3), (2, 4, 10, 16), (8, 8, 4, 4), (4, 2, 2, 2)
 MIXING_STAGES = {"container_light": (4,), "container": (1, 2, 3, 4)}
@@ -215,7 +215,7 @@ class ModelProblem(NetworkProblem):
 
 
 def _randomize(module: nn.Module) -> None:
-    """Statistics and gates as after training: at their initial values some mistakes would not show."""
+    """Statistics, gates and what starts as zeros as after training: at first some mistakes would not show."""
     for name, tensor in module.state_dict().items():
         if name.endswith("running_mean"):
             tensor.normal_(0, 0.1)
@@ -223,11 +223,13 @@ def _randomize(module: nn.Module) -> None:
             tensor.uniform_(0.5, 1.5)
         elif name.endswith("sa_weight"):
             tensor.normal_()
+        elif tensor.is_floating_point() and not tensor.any():
+            tensor.normal_(0, 0.02)
 
 
 def _our_names(released: dict[str, Tensor]) -> dict[str, Tensor]:
     """A released network's or a single block's tensors under our names, in our shapes."""
     if any(name.startswith("blocks") for name in released):
-        return checkpoint_filter_fn(released, None)
-    renamed = checkpoint_filter_fn({f"blocks1.0.{name}": tensor for name, tensor in released.items()}, None)
+        return translated(released)
+    renamed = translated({f"blocks1.0.{name}": tensor for name, tensor in released.items()})
     return {name.removeprefix("stages.0.blocks.0."): tensor for name, tensor in renamed.items()}

@@ -2,7 +2,7 @@
 """The ratio table: ours against eager and `torch.compile` on the machine at hand, with targets, floors and noise.
 
     python bench/table.py                        everything
-    python bench/table.py --only mix,model       some sections of mix, depthwise, mlp, projection, block, model
+    python bench/table.py --only mix,model       some of mix, depthwise, mlp, projection, block, model, column
     python bench/table.py --no-compile           without torch.compile, which takes longer than all else
     python bench/table.py --limit 200            begins no problem after 200 seconds
     python bench/table.py --threads 1            the time of one thread, which other processes do not lengthen

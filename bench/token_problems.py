@@ -59,7 +59,7 @@ class MlpProblem(TokenProblem):
     @property
     def kernels(self) -> list[floors.Cost]:
         rows = self.batch * self.tokens
-        return [floors.mlp(rows, self.channels, self.ratio, self.dtype.itemsize, self.backward)]
+        return [floors.mlp(rows, self.channels, self.channels * self.ratio, self.dtype.itemsize, self.backward)]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

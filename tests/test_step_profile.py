@@ -66,7 +66,7 @@ def test_our_operators_cost_what_the_floors_say():
 
     x, w1, w2 = torch.randn(2, 6, 16), torch.randn(32, 16), torch.randn(16, 32)
     assert flops(both(lambda x, w1, w2: fused_mlp(x, w1, None, w2, None), x, w1, w2)) == (
-        floors.mlp(12, 16, 2, 4, True).flops
+        floors.mlp(12, 16, 32, 4, True).flops
     )
     assert flops(both(projection, x, w1)) == floors.projection(12, 16, 32, 4, True).flops
     image, filters = torch.randn(2, 5, 6, 8), torch.randn(8, 5, 5)

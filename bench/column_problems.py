@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""Networks of one resolution against timm's, which compute the same from the same weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import floors
+import timm
+from network_problems import ModelProblem
+from torch import nn
+
+# Ours -> timm's.
+BASELINES = {"deit_small": "deit_small_patch16_224", "mixer": "mixer_b16_224"}
+
+
+@dataclass(frozen=True)
+class ColumnProblem(ModelProblem):
+    """DeiT-S or MLP-Mixer-B/16: inference, or a training step."""
+
+    @property
+    def kernels(self) -> list[floors.Cost]:
+        network, itemsize = timm.create_model(self.model, img_size=self.size, device="meta"), self.dtype.itemsize
+        rows, patch_height, patch_width = network.grid_size[0] * network.grid_size[1], *network.patch_size
+        dim = network.embed_dim
+        # The gradient of the image is nobody's.
+        kernels = [floors.projection(self.batch * rows, 3 * patch_height * patch_width, dim, itemsize, self.training)]
+        for block in network.blocks:
+            kernels += self._block(block, network.num_prefix_tokens + rows, dim)
+        kernels.append(floors.projection(self.batch, dim, 1000, itemsize, self.training))
+        if self.training:
+            kernels.append(floors.adamw(sum(p.numel() for p in network.parameters())))
+        return kernels
+
+    def _block(self, block: nn.Module, tokens: int, dim: int) -> Iterator[floors.Cost]:
+        rows, itemsize, training = self.batch * tokens, self.dtype.itemsize, self.training
+        aggregation = block.aggregation
+        if aggregation.dynamic:
+            yield floors.projection(rows, dim, 3 * dim, itemsize, training)
+            yield floors.mix(self.batch, tokens, dim, itemsize, training)
+            yield floors.projection(rows, dim, dim, itemsize, training, residual=True)
+        else:
+            hidden_tokens = aggregation.token_mlp.w1.shape[1]
+            yield floors.mlp(self.batch * dim, tokens, hidden_tokens, itemsize, training)
+        yield floors.mlp(rows, dim, block.mlp.fc1.out_features, itemsize, training)
+
+    def released(self) -> nn.Module:
+        return timm.create_model(BASELINES[self.model], img_size=self.size)
+
+    def ours(self) -> nn.Module:
+        return timm.create_model(self.model, img_size=self.size)

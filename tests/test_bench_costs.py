@@ -1,0 +1,105 @@
+"""What the benches compare with: floors by hand and by torch's count, targets, sizes of the problems."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture(autouse=True)
+def _bench_importable(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+
+
+def test_costs_by_hand():
+    import floors
+
+    # (128, 7, 7, 512) in bfloat16: q, k, v, y are 128·49·512 elements of 2 bytes each.
+    assert floors.mix(128, 49, 512, 2, False) == floors.Cost(bytes=25_690_112, flops=629_407_744)
+    # Backward: seven more tensors, five more products.
+    assert floors.mix(128, 49, 512, 2, True) == floors.Cost(bytes=70_647_808, flops=2_202_927_104)
+    # Two pixels, three channels, 5×5, float32: x and y; then x, grad_y and grad_x.
+    assert floors.depthwise(1, 2, 3, 5, 4, False) == floors.Cost(bytes=48, flops=300)
+    assert floors.depthwise(1, 2, 3, 5, 4, True) == floors.Cost(bytes=120, flops=900)
+    # Ten tokens, 4 to 8 channels, 2 bytes: x, residual, y; then x and grad_y in, grad_x out.
+    assert floors.projection(10, 4, 8, 2, False, residual=True) == floors.Cost(bytes=400, flops=640)
+    assert floors.projection(10, 4, 8, 2, True) == floors.Cost(bytes=560, flops=1920)
+    assert floors.mlp(10, 4, 8, 2, False) == floors.Cost(bytes=160, flops=1280)
+    assert floors.mlp(10, 4, 8, 2, True) == floors.Cost(bytes=400, flops=4480)
+    assert floors.adamw(5) == floors.Cost(bytes=140, flops=0)
+
+
+def test_floor_is_the_larger_of_moving_and_computing():
+    import floors
+
+    rates = floors.rates(H100, "cuda", torch.bfloat16)
+    memory_bound, compute_bound = floors.Cost(3_000_000_000, 8_000_000), floors.Cost(3_000_000, 1_600_000_000_000)
+    assert rates.floor_ms([memory_bound]) == pytest.approx(1.0)
+    assert rates.floor_ms([compute_bound]) == pytest.approx(2.0)
+    assert rates.floor_ms([memory_bound, compute_bound]) == pytest.approx(3.0)
+    # 25.7 MB at 3 TB/s.
+    assert rates.floor_ms([floors.mix(128, 49, 512, 2, False)]) == pytest.approx(8.5634e-3, rel=1e-4)
+
+
+def test_rates_of_an_unknown_device_are_measured():
+    import floors
+
+    rates = floors.rates("some processor", "cpu", torch.float32)
+    assert rates.source.startswith("measured in this run")
+    # Any machine of this century, in bytes and FLOPs a second.
+    assert 1e8 < rates.bandwidth < 1e13 and 1e8 < rates.flops < 1e14
+
+
+@pytest.mark.parametrize(("model", "multiply_adds"), [("container_light", 3.85e9), ("container", 8.95e9)])
+def test_model_costs_are_torchs_count(model, multiply_adds):
+    import floors
+    from network_problems import ModelProblem
+
+    cost = floors.total(ModelProblem("cpu", False, model, 1, 224).kernels)
+    assert cost.flops / 2 == pytest.approx(multiply_adds, rel=0.01)
+
+
+@pytest.mark.parametrize(("model", "multiply_adds"), [("deit_small", 4.60e9), ("mixer", 12.60e9)])
+def test_column_costs_are_torchs_count(model, multiply_adds):
+    import floors
+    from column_problems import ColumnProblem
+
+    cost = floors.total(ColumnProblem("cpu", False, model, 1, 224).kernels)
+    assert cost.flops / 2 == pytest.approx(multiply_adds, rel=0.01)
+
+
+def test_every_target_has_its_row():
+    import cases
+    import targets
+
+    for device, wanted in (("cuda", targets.GPU), ("cpu", targets.CPU)):
+        rows = {(p.kind, baseline) for p in cases.all_problems(device) for baseline in p.baselines}
+        assert wanted.keys() <= rows
+    assert targets.target("mix forward, N ≤ 256", "eager", "cpu").ratio == 2
+    assert targets.target("mix forward, N ≤ 256", "eager", "cuda").ratio == 5
+    assert targets.target("depthwise forward", "eager", "cpu") is None
+
+
+def test_target_is_met_as_a_whole():
+    from targets import Target
+
+    target = Target(3, of_floor=0.8, memory=0.5)
+    assert str(target) == "≥ 3×, ≥ 80% of floor, ≤ 0.5× memory"
+    assert target.met(3.0, 0.8, 0.5)
+    assert not target.met(2.99, 0.9, 0.4)
+    assert not target.met(4.0, 0.79, 0.4)
+    assert not target.met(4.0, 0.9, 0.51)
+    assert Target(3).met(3.1, 0.1, None)
+
+
+def test_cpu_gets_a_sixteenth_of_the_batch():
+    import cases
+
+    names = [problem.name for problem in cases.all_problems("cpu", ["mix"])]
+    assert names[0] == "mix forward, 8×7×7, 512 channels, 16 heads"
+    assert names[5] == "mix forward, 1×50×84, 320 channels, 10 heads"
+    assert len(names) == len(set(names)) == 12
+    assert cases.all_problems("cuda", ["mix"])[0].name == "mix forward, 128×7×7, 512 channels, 16 heads"
