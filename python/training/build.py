@@ -103,7 +103,7 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
         network = DistributedDataParallel(model)
         network = torch.compile(network) if options.compile else network
 
-    image_format = make_image_format(model, options.input_size, options.crop_pct)
+    image_format = make_image_format(model, options.input_size, options.crop_pct, options.mean, options.std)
     batches = data.TrainingBatches(train, options, world)
     optimizer = build_optimizer(options, model, world.size)
     scheduler, _ = create_scheduler_v2(
@@ -175,8 +175,14 @@ def checkpoint_gradients(model: nn.Module) -> None:
         raise OptionError(f"--grad-checkpointing: {name} cannot compute its activations again: {error}") from error
 
 
-def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:
-    """The model's own input format, with the size and the crop replaced where given.
+def make_image_format(
+    model: nn.Module,
+    input_size: int | None = None,
+    crop_pct: float | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> ImageFormat:
+    """The model's own input format, with what is given in place of it.
 
     Raises:
         OptionError: the model cannot take images of `input_size`.
@@ -188,8 +194,8 @@ def make_image_format(model: nn.Module, input_size: int | None, crop_pct: float 
         size=input_size or config["input_size"][-1],
         crop_pct=crop_pct or config["crop_pct"],
         interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=tuple(mean or config["mean"]),
+        std=tuple(std or config["std"]),
     )
 
 

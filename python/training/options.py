@@ -42,6 +42,12 @@ class Options:
     val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
     input_size: int | None = option(None, "height and width of the images (default: the model's)", "data")
     crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
+    mean: tuple[float, ...] | None = option(
+        None, "mean of the channels, from 0 to 1 (default: the model's)", "data", nargs=3, metavar=("R", "G", "B")
+    )
+    std: tuple[float, ...] | None = option(
+        None, "deviation of the channels (default: the model's)", "data", nargs=3, metavar=("R", "G", "B")
+    )
     num_workers: int | None = option(
         None, "processes that load images, per rank (default: one a core, up to 8)", "data"
     )
@@ -130,7 +136,7 @@ def wrap_command_line(values: dict, width: int) -> list[str]:
     """{"lr": 0.1, "model_ema": False} -> ["--lr 0.1 --no-model-ema"]; no line breaks between a flag and its value."""
     lines = [""]
     for name, value in values.items():
-        words = f"{flag(name)} {value}"
+        words = f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
         if isinstance(value, bool):
             words = flag(name) if value else flag(f"no_{name}")
         if len(lines[-1]) + len(words) >= width:

@@ -103,6 +103,8 @@ def _check_ranges(options: Options) -> None:
     _require(options, "model_ema_decay", lambda value: 0 < value < 1, "between 0 and 1")
     for name in ("crop_pct", "train_fraction", "val_fraction"):
         _require(options, name, lambda value: 0 < value <= 1, "more than 0 and at most 1")
+    _require(options, "mean", lambda value: all(0 <= part <= 1 for part in value), "three numbers from 0 to 1")
+    _require(options, "std", lambda value: all(part > 0 for part in value), "three numbers above 0")
     _require(options, "opt_betas", lambda value: all(0 <= beta < 1 for beta in value), "each 0 or more and less than 1")
 
 

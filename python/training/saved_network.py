@@ -40,7 +40,10 @@ class SavedNetwork:
             OptionError: the model cannot take images of `input_size`.
         """
         saved = self.options
-        return make_image_format(model, input_size or saved.get("input_size"), crop_pct or saved.get("crop_pct"))
+        return make_image_format(
+            model, input_size or saved.get("input_size"), crop_pct or saved.get("crop_pct"), saved.get("mean"),
+            saved.get("std"),
+        )  # fmt: skip
 
 
 def find_network(checkpoint: str, model: str | None, model_kwargs: dict | None = None) -> SavedNetwork:

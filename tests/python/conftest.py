@@ -1,8 +1,11 @@
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from trial_runs import write_tree
+from trial_runs import write_tree  # before `training`: it knows where the programs are
+
+from training.interrupt import StopGuard  # isort: skip
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,21 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """stop_at(n): as if Ctrl-C came before the n-th batch, training and evaluation counted together."""
+
+    def arrange(count):
+        check, calls = StopGuard.check, iter(range(count, -1, -1))
+
+        def counting_check(self, batch=None):
+            if next(calls, 0) == 0:
+                self.signum = signal.SIGINT
+            check(self, batch)
+
+        monkeypatch.setattr(StopGuard, "check", counting_check)
+
+    yield arrange
+    monkeypatch.undo()

@@ -77,6 +77,8 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--sync-bn", "--sync-bn has no effect in one process; start with torchrun"),
         ("--train-fraction 0", "--train-fraction must be more than 0 and at most 1, got 0.0"),
         ("--val-fraction 1.1", "--val-fraction must be more than 0 and at most 1, got 1.1"),
+        ("--std 1 1 0", r"--std must be three numbers above 0, got \(1.0, 1.0, 0.0\)"),
+        ("--mean 0.5", "--mean: expected 3 arguments"),
         ("--epoch-repeats 0", "--epoch-repeats must be 1 or more, got 0"),
         ("--model-kwargs depths", "--model-kwargs: expected KEY=VALUE, got 'depths'"),
         ("--model-kwargs drop_rate=0.1", "--model-kwargs drop_rate is not possible: --drop sets it"),

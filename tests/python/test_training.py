@@ -28,24 +28,6 @@ def finished(images, tmp_path_factory):
     return train.main(small_run(images, folder)), folder
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """stop_at(n): as if Ctrl-C came before the n-th batch, training and evaluation counted together."""
-
-    def arrange(count):
-        check, calls = StopGuard.check, iter(range(count, -1, -1))
-
-        def counting_check(self, batch=None):
-            if next(calls, 0) == 0:
-                self.signum = signal.SIGINT
-            check(self, batch)
-
-        monkeypatch.setattr(StopGuard, "check", counting_check)
-
-    yield arrange
-    monkeypatch.undo()
-
-
 def assert_same_run(run, expected):
     timing = {"images_per_second", "train_seconds", "val_seconds"}
     for row, wanted in zip(run.history, expected.history, strict=True):
@@ -114,7 +96,7 @@ def test_validate_and_eval_agree_with_the_trainer(finished, capsys):
 
 def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, capsys):
     narrow = ["--model", "container_tiny", "--model-kwargs", "embed_dims=(32,32,32,32)", "num_heads=(1,1,1,1)"]
-    fewer = ["--train-fraction", "0.5", "--epoch-repeats", "2", "--epochs", "2"]
+    fewer = ["--train-fraction", "0.5", "--epoch-repeats", "2", "--epochs", "2", "--mean", "0.1", "0.2", "0.3"]
     run = train.main(small_run(images, tmp_path, *narrow, "dynamic=False", *fewer))
     output = capsys.readouterr().out
     assert "model     container_tiny embed_dims=(32, 32, 32, 32) num_heads=(1, 1, 1, 1) dynamic=False, 0.0" in output
@@ -122,6 +104,8 @@ def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, 
     last = str(tmp_path / "last.pth")
     judgement = validate.main(["--checkpoint", last, "--num-workers", "0", "--device", "cpu"])
     assert judgement.metrics.top1 == run.history[-1]["val_top1"]
+    assert judgement.metrics.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-5)  # normalized alike
+    assert run.image_format.mean == (0.1, 0.2, 0.3)
     train.main(["--eval", "--resume", last, "--device", "cpu"])
     longer = train.main(["--resume", last, "--epochs", "3", "--device", "cpu"])
     assert len(longer.history) == 3 and longer.model.num_features == 32

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""The command line of `compare.py`, and the recipe that every network is trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from training.errors import OptionError
+from training.options import Options, flag, option
+from training.rules import check, check_compute, device_type, resolve
+
+from comparison.contenders import CONTENDERS, CORE, Contender
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a comparison is told. What is None without a word about it depends on the device: see `CPU`, `GPU`."""
+
+    data_path: str | None = option(None, "folder or tar of class folders, or of train and val trees", "data")
+    val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
+    num_workers: int | None = option(None, "processes that load images (default: one a core, up to 8; CPU: 0)", "data")
+
+    models: tuple[str, ...] | None = option(
+        None, "which networks (default: all; CPU: the first three)", "comparison", nargs="+", choices=tuple(CONTENDERS)
+    )
+    fractions: tuple[float, ...] | None = option(
+        None, "parts of the training images, each compared for itself (default: 1 0.1; CPU: 0.2 0.02)", "comparison",
+        nargs="+", metavar="F",
+    )  # fmt: skip
+    repeats: tuple[int, ...] | None = option(
+        None, "for each part, passes over its images that count as one epoch (default: 1 3)", "comparison",
+        nargs="+", metavar="N",
+    )  # fmt: skip
+    val_fraction: float | None = option(None, "judge on this part of the images (default: 1; CPU: 0.2)", "comparison")
+    seeds: int | None = option(None, f"seeds of {', '.join(CORE)} (default: 3)", "comparison")
+    other_seeds: int | None = option(None, "seeds of the others (default: 1)", "comparison")
+
+    minutes: float | None = option(
+        None, "all runs together, measured beforehand; sets the epochs (default: 9; CPU: 13)", "recipe"
+    )
+    epochs: int | None = option(None, "the same for every run, in place of --minutes", "recipe")
+    batch_size: int | None = option(None, "images per step (default: 256; CPU: 64)", "recipe")
+    lr: float | None = option(None, "peak learning rate, the same for every network (default: 2e-3)", "recipe")
+
+    output_dir: str = option("output/comparison", "where it is kept; the same command continues it", "run")
+    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "run")
+    amp_dtype: str | None = option(
+        None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "run"
+    )
+    compile: bool = option(False, "torch.compile the networks", "run")
+    log_seconds: float = option(30.0, "seconds between two lines of progress where there is no terminal", "run")
+
+
+GPU = dict(
+    models=tuple(CONTENDERS), fractions=(1.0, 0.1), val_fraction=1.0, seeds=3, other_seeds=1, minutes=9.0,
+    batch_size=256, lr=2e-3,
+)  # fmt: skip
+CPU = dict(
+    models=CORE, fractions=(0.2, 0.02), val_fraction=0.2, seeds=3, other_seeds=1, minutes=13.0, batch_size=64, lr=2e-3,
+    num_workers=0,
+)  # fmt: skip
+REPEATS = (1, 3)
+
+# DeiT's optimizer and schedule; of its augmentations what suits small images and a few epochs.
+RECIPE = dict(
+    input_size=32, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, opt="adamw", weight_decay=0.05,
+    unscale_lr=True, sched="cosine", min_lr=1e-5, warmup_lr=1e-5, drop_path=0.0, model_ema=False, aa="none",
+    color_jitter=0.0, hflip=0.5, repeated_aug=False, reprob=0.0, mixup=0.0, cutmix=0.0, smoothing=0.1,
+)  # fmt: skip
+PASSED_ON = (
+    "data_path", "val_path", "num_workers", "val_fraction", "batch_size", "lr", "device", "amp_dtype", "compile",
+    "log_seconds",
+)  # fmt: skip
+WARMUP = 0.1
+"""Part of the epochs in which the learning rate rises."""
+
+
+def complete(explicit: dict) -> Settings:
+    """The explicit settings, and what the device suggests for the others.
+
+    Raises:
+        OptionError: something is missing, impossible or contradictory.
+    """
+    if explicit.get("data_path") is None:
+        raise OptionError("--data-path is needed: CIFAR-10, or other small images, as class folders or a tar of them")
+    if "minutes" in explicit and "epochs" in explicit:
+        raise OptionError("--minutes sets the epochs, --epochs gives them: leave one of them out")
+    device = explicit.get("device", "auto")
+    check_compute(device, explicit.get("amp_dtype"))
+    suggested = dict(GPU if device_type(device) == "cuda" else CPU)
+    if "fractions" not in explicit:
+        suggested["repeats"] = REPEATS
+    elif "repeats" not in explicit:
+        suggested["repeats"] = (1,) * len(explicit["fractions"])
+    settings = Settings(**{**suggested, **explicit})
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    for name in ("models", "fractions"):
+        values = getattr(settings, name)
+        if len(set(values)) != len(values):
+            raise OptionError(f"{flag(name)} names something twice: {' '.join(map(str, values))}")
+    if len(settings.repeats) != len(settings.fractions):
+        raise OptionError(
+            f"--repeats needs one number for each of --fractions {' '.join(map(str, settings.fractions))}, "
+            f"got {' '.join(map(str, settings.repeats))}"
+        )
+    for name in ("seeds", "other_seeds", "minutes"):
+        if getattr(settings, name) <= 0:
+            raise OptionError(f"{flag(name)} must be more than 0, got {getattr(settings, name)}")
+    if settings.epochs is not None and settings.epochs < 2:
+        raise OptionError(f"--epochs must be 2 or more, a warm-up and what follows, got {settings.epochs}")
+    for contender in map(CONTENDERS.get, settings.models):
+        for fraction in settings.fractions:
+            check(training_options(settings, contender, fraction, seed=0, epochs=settings.epochs or 2), set())
+
+
+def training_options(settings: Settings, contender: Contender, fraction: float, seed: int, epochs: int) -> Options:
+    """What `train.py` is to do for one run: nothing in it but model and arguments depends on the contender."""
+    return resolve({
+        **RECIPE,
+        **{name: getattr(settings, name) for name in PASSED_ON},
+        "model": contender.model,
+        "model_kwargs": contender.model_kwargs or None,
+        "train_fraction": fraction,
+        "epoch_repeats": settings.repeats[settings.fractions.index(fraction)],
+        "seed": seed,
+        "epochs": epochs,
+        "warmup_epochs": max(1, round(WARMUP * epochs)),
+    })  # fmt: skip
