@@ -24,8 +24,7 @@ def mean_distances(affinities: LayerAffinities, spacing: tuple[float, float] = (
         affinities: the layer's.
         spacing: distance of neighboring rows and columns of the grid; with the reduction, distances are in pixels.
     """
-    prefix, num_heads = affinities.num_prefix_tokens, affinities.num_heads
-    device = affinities.device
+    prefix, device = affinities.num_prefix_tokens, affinities.device
     positions = grid_positions(affinities.grid_size, device) * torch.tensor(spacing, dtype=torch.float64, device=device)
     rows_at_a_time = max(1, _CHUNK // affinities.elements_per_row)
     sums: dict[str, Tensor] = {}
@@ -39,7 +38,7 @@ def mean_distances(affinities: LayerAffinities, spacing: tuple[float, float] = (
             counted = total > 0
             sums[name] = sums.get(name, 0) + mean.where(counted, 0).sum((0, 2))
             counts[name] = counts.get(name, 0) + counted.sum((0, 2))
-    return {name: sums[name].expand(num_heads) / counts[name] for name in sums}
+    return {name: sums[name] / counts[name] for name in sums}
 
 
 def uniform_distance(grid_size: tuple[int, int], spacing: tuple[float, float] = (1.0, 1.0)) -> float:

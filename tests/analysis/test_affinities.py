@@ -59,6 +59,7 @@ def test_mixed_is_the_weighted_sum_and_rows_are_those_asked_for():
     expected = layer.alpha * rows["dynamic"] + layer.beta * rows["static"]
     torch.testing.assert_close(rows["mixed"], expected, rtol=0, atol=0)
     for name, term in rows.items():
+        assert not term.requires_grad
         torch.testing.assert_close(term, every_row[name][..., tokens, :], rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(rows["dynamic"].sum(-1), torch.ones(2, 3, 1, 2, dtype=torch.float64))
 

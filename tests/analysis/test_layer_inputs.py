@@ -23,6 +23,7 @@ def test_they_are_what_each_layer_gets(network):
     output, inputs = layer_inputs(network, images)
     layers = aggregation_layers(network)
     assert list(inputs) == list(layers)
+    assert not output.requires_grad and not any(x.requires_grad for x in inputs.values())
     assert list(layers)[:2] == ["stages.0.blocks.0.aggregation", "stages.1.blocks.0.aggregation"] and len(layers) == 5
     block = network.stages[0].blocks[0].eval()
     expected = block.norm1(block.pos_embed(network.stages[0].downsample(images)))
