@@ -142,7 +142,7 @@ class ColumnContainer(Network):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Patterns that put parameters in layers, for timm's layer-wise learning-rate decay."""
-        stem = r"^(cls_token|pos_embed|patch_embed)"
+        stem = r"^(?:cls_token|pos_embed|patch_embed)"
         return {"stem": stem, "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def get_classifier(self) -> nn.Module:

@@ -4,19 +4,30 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
+from tiny_networks import COLUMNS, PYRAMIDS
+from tiny_networks import tiny as tiny_network
 
 from container_kernels import use_backend
 from container_kernels.models import Container
 
-TINY = {"embed_dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
+DEPTHS_AND_DIMS = ((3, 64), (4, 128), (8, 320), (3, 512))
 
 
 def tiny(**arguments):
-    return timm.create_model("container_light", **{**TINY, "num_classes": 10, **arguments})
+    return tiny_network("container_light", **arguments)
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("container", 22_434_234), ("container_light", 20_633_643), ("container_tiny", 1_072_685)]
+    ("name", "parameters"),
+    [
+        ("container", 22_434_234),
+        ("container_light", 20_633_643),
+        ("container_tiny", 1_072_685),
+        # The container without its 5×5 filters, their biases and the gates.
+        ("h_deit", 22_434_234 - sum(n * (26 * dim + 1) for n, dim in DEPTHS_AND_DIMS)),
+        # The container without queries, keys and gates.
+        ("container_depthwise", 22_434_234 - sum(n * (2 * dim * (dim + 1) + 1) for n, dim in DEPTHS_AND_DIMS)),
+    ],
 )
 def test_parameter_counts(name, parameters):
     model = timm.create_model(name, device="meta")
@@ -31,10 +42,12 @@ def test_registered_with_timm():
 
 
 def test_stages_of_the_variants():
-    light, full = tiny(), timm.create_model("container", **TINY)
-    dynamic = [[block.aggregation.dynamic for block in stage.blocks] for stage in light.stages]
+    dynamic = [[block.aggregation.dynamic for block in stage.blocks] for stage in tiny().stages]
     assert dynamic == [[False], [False], [False, False], [True]]
-    assert all(block.aggregation.dynamic for stage in full.stages for block in stage.blocks)
+    expected = {"container": (True, "local"), "h_deit": (True, None), "container_depthwise": (False, "local")}
+    for name, settings in expected.items():
+        layers = [block.aggregation for stage in tiny_network(name).stages for block in stage.blocks]
+        assert {(layer.dynamic, layer.static) for layer in layers} == {settings}
 
 
 def test_usual_arguments():
@@ -174,23 +187,68 @@ def test_grad_checkpointing_recomputes_the_same_gradients():
 
 
 def test_per_stage_settings():
-    model = Container(
-        img_size=32,
-        embed_dims=(16, 24),
-        depths=(1, 1),
-        num_heads=(2, 2),
-        mlp_ratios=(2, 2),
-        strides=(4, 2),
-        dynamic=(False, True),
-        static=("dense", "both"),
-        mixing=("gate", "free"),
+    """One call says what each stage is made of."""
+    model = timm.create_model(
+        "container",
+        img_size=(64, 32),
+        embed_dims=(12, 16, 24, 32),
+        depths=(1, 2, 1, 1),
+        num_heads=(1, 2, 3, 4),
+        mlp_ratios=(1, 2, 3, 4),
+        dynamic=(False, True, True, False),
+        static=("local", "both", None, "dense"),
+        kernel_size=(3, 7, 5, 1),
+        mixing=("gate", "free", "free", "gate"),
         num_classes=5,
     )
-    assert model.stages[0].blocks[0].aggregation.affinity.shape == (2, 64, 64)
-    assert model.stages[1].blocks[0].aggregation.affinity.shape == (2, 16, 16)
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"strides: expected 2 entries, one a stage of embed_dims, got \(4,\)"):
-        Container(embed_dims=(16, 24), depths=(1, 1), num_heads=(2, 2), mlp_ratios=(2, 2), strides=(4,))
+    blocks = [stage.blocks[0] for stage in model.stages]
+    assert [len(stage.blocks) for stage in model.stages] == [1, 2, 1, 1]
+    assert [block.aggregation.num_heads for block in blocks] == [1, 2, 3, 4]
+    assert [block.mlp.fc1.out_features // block.mlp.fc1.in_features for block in blocks] == [1, 2, 3, 4]
+    assert [block.aggregation.dynamic for block in blocks] == [False, True, True, False]
+    assert [block.aggregation.mixing for block in blocks] == [None, "free", None, None]
+    weights = [block.aggregation.local_weight for block in blocks]
+    assert [None if weight is None else tuple(weight.shape) for weight in weights] == [
+        (12, 3, 3),
+        (16, 7, 7),
+        None,
+        None,
+    ]
+    affinities = [block.aggregation.affinity for block in blocks]
+    assert [None if a is None else tuple(a.shape) for a in affinities] == [None, (2, 32, 32), None, (4, 2, 2)]
+    assert model(torch.randn(1, 3, 64, 32)).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"x: expected H, W = \(8, 4\), which the dense affinity fixes, got \(4, 8\)"):
+        model(torch.randn(1, 3, 32, 64))
+    for name, value in {"strides": (4,), "kernel_size": (3, 5), "static": ["local"]}.items():
+        with pytest.raises(ValueError, match=rf"{name}: expected 4 entries, one a stage of embed_dims, got [\(\[]"):
+            tiny(**{name: value})
+
+
+DENSE = {"dense": ("dense", "dense", None, "dense"), "both": ("both", "local", "both", "both")}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("h_deit", {}),
+        ("container_depthwise", {}),
+        *(("container", {"static": static, "img_size": (64, 32)}) for static in DENSE.values()),
+        ("container", {"static": DENSE["both"], "img_size": (64, 32), "dynamic": (False, True, True, False)}),
+    ],
+    ids=["h_deit", "container_depthwise", "dense", "both", "both, static"],
+)
+def test_backends_agree(name, settings):
+    """In results and in gradients."""
+    model, x, runs = tiny_network(name, **settings), torch.randn(3, 3, 64, 32), []
+    for backend in ("cpu", "reference"):
+        with use_backend(backend):
+            y = model(x)
+            runs.append((y, *torch.autograd.grad(y.square().mean(), list(model.parameters()))))
+    # A constant that a norm removes has gradient zero, and is rounding noise: no scale of its own.
+    largest = max(gradient.abs().max() for gradient in runs[1][1:])
+    for ours, reference in zip(*runs, strict=True):
+        scale = reference.abs().max().clamp(min=1e-2 * largest)
+        torch.testing.assert_close(ours / scale, reference / scale, rtol=1e-4, atol=1e-4)
 
 
 def test_image_smaller_than_the_strides():
@@ -223,16 +281,27 @@ def test_trains_as_plain_pytorch_does():
         )
 
 
-def test_compiles_as_one_graph(fresh_compiler):
-    model = tiny().eval()
+# A block of each kind.
+TWO_STAGES = {"embed_dims": (16, 24), "depths": (1, 1), "num_heads": (1, 2), "mlp_ratios": (2, 3), "strides": (4, 2)}
+KINDS = [
+    ("container_light", TWO_STAGES | {"dynamic": (False, True)}),
+    ("h_deit", TWO_STAGES),
+    ("container_depthwise", TWO_STAGES),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), KINDS)
+def test_compiles_as_one_graph(name, settings, fresh_compiler):
+    model = tiny_network(name, **settings).eval()
     x = torch.randn(1, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_exports_to_plain_pytorch():
+@pytest.mark.parametrize(("name", "settings"), KINDS)
+def test_exports_to_plain_pytorch(name, settings):
     """Any batch and image size, by the default export."""
-    model = tiny().eval()
+    model = tiny_network(name, **settings).eval()
     x = torch.randn(2, 3, 64, 96)
     program = torch.export.export(model, (x,), dynamic_shapes=({i: torch.export.Dim.AUTO for i in (0, 2, 3)},))
     assert not any("container_kernels" in str(node.target) for node in program.graph.nodes)
@@ -240,10 +309,10 @@ def test_exports_to_plain_pytorch():
     torch.testing.assert_close(program.module()(other), model(other))
 
 
-@pytest.mark.parametrize("name", ["container", "container_light", "container_tiny"])
+@pytest.mark.parametrize("name", [*PYRAMIDS, *COLUMNS])
 def test_deterministic_construction(name):
     torch.manual_seed(3)
-    first = timm.create_model(name).state_dict()
+    first = tiny_network(name).state_dict()
     torch.manual_seed(3)
-    second = timm.create_model(name).state_dict()
+    second = tiny_network(name).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -63,6 +63,8 @@ def test_computes_what_the_released_network_does(dtype, tolerance):
 NETWORKS = {
     "container_light": {},
     "container": {"name": "container"},
+    "h_deit": {"name": "h_deit"},
+    "container_depthwise": {"name": "container_depthwise"},
     "dense": {"name": "container", "static": ("local", "dense", "both", None), "img_size": (64, 96)},
     "static, free": {"dynamic": (False, True, True, False), "static": ("local", "both", "local", "dense"),
                      "mixing": "free", "img_size": (64, 96)},
