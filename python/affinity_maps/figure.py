@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from affinity_maps.measure import Layer, Map, Measurement
 from container_kernels.analysis import TERMS
 
-# Told apart without color by their markers, and with every kind of color vision by lightness.
+# Blue and orange are told apart with every kind of color vision; the markers differ too.
 COLORS = {"dynamic": "#1f6feb", "static": "#d9730d", "mixed": "#24292f"}
 MARKERS = {"dynamic": "o", "static": "s", "mixed": "D"}
 GRAY = "#8a8f98"

@@ -9,7 +9,7 @@ import math
 import numpy
 import torch
 from torch import nn
-from training.errors import OptionError
+from training.errors import DataError, OptionError
 
 from affinity_maps.selection import Query, choose_layers
 from container_kernels import ContextAggregation
@@ -103,6 +103,7 @@ def measure(
 
     Raises:
         OptionError: the network has no layer with affinities, or not this layer, or a layer not this head.
+        DataError: the network makes something of the image that is not finite.
     """
     try:
         layers = {name.removesuffix(".aggregation"): layer for name, layer in aggregation_layers(model).items()}
@@ -117,6 +118,8 @@ def measure(
         _check_head(head, shown[number], layers[shown[number]])
 
     output, inputs = layer_inputs(model, image)
+    if not output.isfinite().all():
+        raise DataError("the network's output for this image is not finite: its weights or the image are of no use")
     inputs = {name.removesuffix(".aggregation"): x for name, x in inputs.items()}
     image_size = tuple(image.shape[2:])
     measured, maps = [], {}

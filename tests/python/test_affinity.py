@@ -211,5 +211,9 @@ def test_files_that_cannot_be_used_are_named(folder, network):
         torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), folder / "resnet.pth")
         run(folder, checkpoint="resnet.pth", model=("test_resnet", "--num-classes", "3"))
     torch.save(timm.create_model("container_tiny", num_classes=3).fuse().state_dict(), folder / "fused.pth")
+    weights = network.state_dict()
+    torch.save({**weights, "norm.bias": weights["norm.bias"] * float("nan")}, folder / "nan.pth")
+    with pytest.raises(DataError, match="the network's output for this image is not finite"):
+        run(folder, checkpoint="nan.pth")
     with pytest.raises(CheckpointError, match=r"fused.pth does not fit .*the weights are of a fused network"):
         run(folder, checkpoint="fused.pth")
