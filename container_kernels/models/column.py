@@ -2,14 +2,20 @@
 """Networks of one resolution, as DeiT and MLP-Mixer are: patches, `ContainerBlock`s in a row, a classifier."""
 
 import torch
-from timm.layers import LayerNorm2d, calculate_drop_path_rates, get_device_dtype, resample_abs_pos_embed, to_2tuple
+from timm.layers import (
+    LayerNorm2d,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    resample_abs_pos_embed,
+    to_2tuple,
+)
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
-from .network import Blocks, Network, PatchEmbed, grid_of, init_linear
+from .network import Blocks, Network, PatchEmbed, grid_of, init_truncated
 
 _POOLING = ("", "token", "avg", "avgmax", "max")
 
@@ -84,11 +90,11 @@ class ColumnContainer(Network):
         self.patch_size = to_2tuple(patch_size)
         self.img_size, self.grid_size = self._fit(img_size)
         self._set_pooling(global_pool)
-        # What ties the network to one size of image.
-        is_dense = static in ("dense", "both")
-        self._fixed_by = "position embedding" if pos_embed else "dense affinity" if is_dense else None
 
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, self.patch_size, norm=False, **factory)
+        fixed_size = self.img_size if pos_embed or static in ("dense", "both") else None
+        self.patch_embed = PatchEmbed(
+            in_chans, embed_dim, self.patch_size, norm=False, fixed_size=fixed_size, **factory
+        )
         tokens = self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **factory)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **factory)) if pos_embed else None
@@ -127,7 +133,7 @@ class ColumnContainer(Network):
 
     def _init_weights(self) -> None:
         """As DeiT: linear layers, class token and position embedding truncated N(0, 0.02²), without biases."""
-        self.apply(init_linear)
+        self.apply(init_truncated)
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -155,7 +161,7 @@ class ColumnContainer(Network):
         self.num_classes = num_classes
         factory = get_device_dtype(self)
         self.head = nn.Linear(self.embed_dim, num_classes, **factory) if num_classes > 0 else nn.Identity()
-        self.head.train(self.training).apply(init_linear)
+        self.head.train(self.training).apply(init_truncated)
 
     def _set_pooling(self, global_pool: str) -> None:
         if global_pool not in _POOLING:
@@ -182,6 +188,8 @@ class ColumnContainer(Network):
             resized = resample_abs_pos_embed(self.pos_embed, grid_size, self.grid_size, self.num_prefix_tokens)
             self.pos_embed = nn.Parameter(resized.detach(), self.pos_embed.requires_grad)
         self.img_size, self.grid_size = img_size, grid_size
+        if self.patch_embed.fixed_size is not None:
+            self.patch_embed.fixed_size = img_size
 
     def _fit(self, img_size: int | tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) and the grid of their patches."""
@@ -193,11 +201,6 @@ class ColumnContainer(Network):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to what blocks take: the image of patches, or a column with the class token."""
-        if tuple(x.shape[-2:]) != self.img_size and self._fixed_by:
-            raise ValueError(
-                f"x: expected {self.img_size[0]}×{self.img_size[1]} pixels, which the {self._fixed_by} fixes, "
-                f"got {x.shape[-2]}×{x.shape[-1]}: set_input_size() changes it"
-            )
         # Memory is (B, tokens, C) from here on, whatever the image's was: no layout below costs a copy.
         x = self.patch_embed(x).contiguous(memory_format=torch.channels_last)
         grid_size = x.shape[-2:]
@@ -270,9 +273,6 @@ class ColumnContainer(Network):
         x = global_pool_nlc(x, pool_type=self.global_pool, num_prefix_tokens=self.num_prefix_tokens)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
 from ..modules.dense_affinity import Grid
-from .network import Blocks, Network, PatchEmbed, grid_of, init_linear
+from .network import Blocks, Network, PatchEmbed, grid_of, init_truncated
 
 
 class ContainerStage(nn.Module):
@@ -142,7 +142,7 @@ class Container(Network):
     def _init_head(self) -> None:
         # The released network draws its `nn.Linear` layers from a truncated normal: the head alone, since its
         # projections are 1×1 convolutions with PyTorch's default, which ours (as linear layers) have as well.
-        init_linear(self.head.fc)
+        init_truncated(self.head.fc)
 
     def no_weight_decay(self) -> set[str]:
         """Names kept from weight decay beside biases, norms and scalars (which timm keeps from it by shape)."""
@@ -243,9 +243,6 @@ class Container(Network):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify; pooled features alone with `pre_logits`."""
         return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _per_stage(value, stages: int) -> tuple:

@@ -22,17 +22,34 @@ Self = TypeVar("Self", bound="Network")
 
 @register_notrace_module  # torch.fx keeps the layer whole
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: convolution with kernel = stride, then, if wanted, LayerNorm over channels."""
+    """Non-overlapping patches to tokens: convolution with kernel = stride, then, if wanted, LayerNorm over channels.
+
+    Images of any size, or, where something in the network belongs to one, of `fixed_size` alone.
+    """
 
     def __init__(
-        self, in_chans: int, dim: int, patch_size: int | Grid, *, norm: bool = True, device=None, dtype=None
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int | Grid,
+        *,
+        norm: bool = True,
+        fixed_size: Grid | None = None,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
+        self.fixed_size = fixed_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, device=device, dtype=dtype)
         self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         (rows, columns), (height, width) = self.proj.stride, x.shape[-2:]
+        if self.fixed_size is not None and (height, width) != self.fixed_size:
+            raise ValueError(
+                f"x: expected {self.fixed_size[0]}×{self.fixed_size[1]} pixels, got {height}×{width}: a position "
+                "embedding or dense affinity belongs to one size of image, which set_input_size() changes"
+            )
         if height < rows or width < columns:
             raise ValueError(f"x: expected at least {rows}×{columns} pixels to embed, got {height}×{width}")
         return self.norm(self.proj(x))
@@ -58,8 +75,8 @@ class Blocks(nn.Sequential):
 class Network(nn.Module):
     """The base of all networks here.
 
-    A derived class has a final `norm`, and calls what comes after it "head…". Weights load under the names of other
-    implementations too (`checkpoint.py`).
+    A derived class has `forward_features`, `forward_head` and a final `norm`; names of what follows it start with
+    "head". Weights load under the names of other implementations too (`checkpoint.py`).
     """
 
     norm: nn.Module
@@ -107,6 +124,9 @@ class Network(nn.Module):
                 child.train(mode and name.startswith("head"))
         return self
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
     def _set_grids(self, img_size: int | Grid, grids: Iterable[tuple[nn.Module, Grid]]) -> None:
         """Resize the dense affinities of each part of the network to its grid.
 
@@ -129,7 +149,7 @@ class Network(nn.Module):
         update_model_input_size(self, to_2tuple(img_size))
 
 
-def init_linear(layer: nn.Module) -> None:
+def init_truncated(layer: nn.Module) -> None:
     """Linear layers as DeiT's and the released CONTAINER start: truncated N(0, 0.02²), no bias."""
     if isinstance(layer, nn.Linear):
         nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The dense static affinity as MLP-Mixer has it: two matrices over the tokens and a GELU between."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from ..ops.fused_mlp import fused_mlp
 from .dense_affinity import Grid, resize_tokens, resize_weights
 from .initialization import init_linear
+
+# What counts tokens, and how it gets to another grid: called with the tensor, the old grid and the new one.
+RESIZING = {"w1": resize_weights, "w2": partial(resize_tokens, dim=1), "b2": resize_tokens}
 
 
 class TokenMlp(nn.Module):
@@ -46,13 +51,9 @@ class TokenMlp(nn.Module):
     @torch.no_grad()
     def set_grid_size(self, old_grid: Grid, new_grid: Grid) -> None:
         """Mix the tokens of another grid, by the rule of `dense_affinity`."""
-        resized = {
-            "w1": resize_weights(self.w1, old_grid, new_grid),
-            "w2": resize_tokens(self.w2, old_grid, new_grid, dim=1),
-            "b2": resize_tokens(self.b2, old_grid, new_grid),
-        }
-        for name, tensor in resized.items():
-            setattr(self, name, nn.Parameter(tensor, getattr(self, name).requires_grad))
+        for name, resize in RESIZING.items():
+            parameter = getattr(self, name)
+            setattr(self, name, nn.Parameter(resize(parameter, old_grid, new_grid), parameter.requires_grad))
 
     def extra_repr(self) -> str:
         heads, hidden_tokens, tokens = self.w1.shape
