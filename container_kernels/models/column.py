@@ -81,6 +81,10 @@ class ColumnContainer(Network):
         dtype=None,
     ) -> None:
         super().__init__()
+        if class_token and static in ("local", "both"):
+            raise ValueError(
+                f"class_token: expected False because static={static!r} has a window on the grid, got True"
+            )
         # Only what was given: norms of other libraries need not know the arguments.
         factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         self.num_classes = num_classes

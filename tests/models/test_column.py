@@ -76,6 +76,8 @@ def test_every_affinity_without_class_token():
         model = tiny("deit_small", class_token=False, global_pool="avg", static=static, kernel_size=3)
         assert model.blocks[0].aggregation.local_weight.shape == (24, 3, 3)
         assert model(image(2, 3, 32, 32)).shape == (2, 10)
+        with pytest.raises(ValueError, match=f"class_token: expected False because static='{static}' has a window"):
+            tiny("deit_small", static=static)
 
 
 def test_initialization():
