@@ -7,7 +7,6 @@ from typing import TypeVar
 import torch
 from timm.layers import LayerNorm2d, register_notrace_module, to_2tuple
 from timm.models import checkpoint
-from timm.models._input import update_model_input_size
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
@@ -16,6 +15,13 @@ from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
 from ..modules.folding import affine_of, is_foldable
 from .checkpoint import refuse_other_norm, translate_names
+
+try:
+    from timm.models._input import update_model_input_size
+except ImportError:  # before 1.0.31 timm kept no record of the size a model has come to take
+
+    def update_model_input_size(model: nn.Module, img_size: Grid) -> None: ...
+
 
 Self = TypeVar("Self", bound="Network")
 
