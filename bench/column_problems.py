@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Networks of one resolution against timm's, which compute the same from the same weights."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,10 +21,9 @@ class ColumnProblem(ModelProblem):
     @property
     def kernels(self) -> list[floors.Cost]:
         network, itemsize = timm.create_model(self.model, img_size=self.size, device="meta"), self.dtype.itemsize
-        rows, patch_height, patch_width = network.grid_size[0] * network.grid_size[1], *network.patch_size
-        dim = network.embed_dim
+        rows, patch, dim = math.prod(network.grid_size), 3 * math.prod(network.patch_size), network.embed_dim
         # The gradient of the image is nobody's.
-        kernels = [floors.projection(self.batch * rows, 3 * patch_height * patch_width, dim, itemsize, self.training)]
+        kernels = [floors.projection(self.batch * rows, patch, dim, itemsize, self.training, grad_x=False)]
         for block in network.blocks:
             kernels += self._block(block, network.num_prefix_tokens + rows, dim)
         kernels.append(floors.projection(self.batch, dim, 1000, itemsize, self.training))

@@ -83,13 +83,15 @@ def depthwise(batch: int, tokens: int, channels: int, kernel: int, itemsize: int
     return Cost((2 + 3 * backward) * activation, (1 + 2 * backward) * 2 * kernel**2 * batch * tokens * channels)
 
 
-def projection(rows: int, inputs: int, outputs: int, itemsize: int, backward: bool, residual: bool = False) -> Cost:
-    """Linear layer over `rows` tokens: x (and the residual) in, y out; backward x, grad_y in, grad_x out.
+def projection(
+    rows: int, inputs: int, outputs: int, itemsize: int, backward: bool, residual: bool = False, grad_x: bool = True
+) -> Cost:
+    """Linear layer over `rows` tokens: x (and the residual) in, y out; backward x, grad_y in, grad_x out if wanted.
 
     A residual's gradient is grad_y itself. Weights are left out of the bytes: they are small against activations.
     """
-    moved = inputs + outputs + residual * outputs + backward * (2 * inputs + outputs)
-    return Cost(moved * rows * itemsize, (1 + 2 * backward) * 2 * rows * inputs * outputs)
+    moved = inputs + outputs + residual * outputs + backward * ((1 + grad_x) * inputs + outputs)
+    return Cost(moved * rows * itemsize, (1 + backward * (1 + grad_x)) * 2 * rows * inputs * outputs)
 
 
 def mlp(rows: int, channels: int, hidden: int, itemsize: int, backward: bool) -> Cost:

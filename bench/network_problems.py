@@ -174,7 +174,7 @@ class ModelProblem(NetworkProblem):
         for i, dim in enumerate(DIMS):
             patch, grid = STRIDES[i] ** 2 * inputs, grid // STRIDES[i]
             # The gradient of the image is nobody's.
-            kernels.append(floors.projection(self.batch * grid**2, patch, dim, itemsize, training))
+            kernels.append(floors.projection(self.batch * grid**2, patch, dim, itemsize, training, grad_x=i > 0))
             dynamic = i + 1 in MIXING_STAGES[self.model]
             block = floors.block(self.batch, grid**2, dim, RATIOS[i], dynamic, 5, itemsize, training)
             kernels += DEPTHS[i] * list(block)

@@ -7,7 +7,6 @@ from timm.layers import (
     calculate_drop_path_rates,
     get_device_dtype,
     resample_abs_pos_embed,
-    to_2tuple,
 )
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import global_pool_nlc
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
-from .network import Blocks, Network, PatchEmbed, grid_of, init_truncated
+from .network import Blocks, Network, PatchEmbed, as_size, grid_of, init_truncated
 
 _POOLING = ("", "token", "avg", "avgmax", "max")
 
@@ -91,7 +90,7 @@ class ColumnContainer(Network):
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1 if class_token else 0
-        self.patch_size = to_2tuple(patch_size)
+        self.patch_size = as_size("patch_size", patch_size)
         self.img_size, self.grid_size = self._fit(img_size)
         self._set_pooling(global_pool)
 
@@ -136,7 +135,7 @@ class ColumnContainer(Network):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """As DeiT: linear layers, class token and position embedding truncated N(0, 0.02²), without biases."""
+        """As DeiT: linear layers, class token and position embedding truncated N(0, 0.02²), their biases 0."""
         self.apply(init_truncated)
         for parameter in (self.cls_token, self.pos_embed):
             if parameter is not None:
@@ -197,7 +196,7 @@ class ColumnContainer(Network):
 
     def _fit(self, img_size: int | tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) and the grid of their patches."""
-        img_size = tuple(to_2tuple(img_size))
+        img_size = as_size("img_size", img_size)
         grid_size = grid_of(img_size, self.patch_size)
         if min(grid_size) < 1:
             raise ValueError(f"img_size: expected at least one patch of {self.patch_size} pixels, got {img_size}")
@@ -205,10 +204,10 @@ class ColumnContainer(Network):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to what blocks take: the image of patches, or a column with the class token."""
-        # Memory is (B, tokens, C) from here on, whatever the image's was: no layout below costs a copy.
-        x = self.patch_embed(x).contiguous(memory_format=torch.channels_last)
+        x = self.patch_embed(x)
         grid_size = x.shape[-2:]
-        x = _tokens(x)
+        # Memory is (B, tokens, C) from here on, whatever the image's was: no layout below costs a copy.
+        x = _tokens(x).contiguous()
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:

@@ -3,14 +3,14 @@
 
 from collections.abc import Sequence
 
-from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype, to_2tuple
+from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
 from ..modules.dense_affinity import Grid
-from .network import Blocks, Network, PatchEmbed, grid_of, init_truncated
+from .network import Blocks, Network, PatchEmbed, as_size, grid_of, init_truncated
 
 
 class ContainerStage(nn.Module):
@@ -181,9 +181,9 @@ class Container(Network):
 
     def _grids(self, img_size: int | tuple[int, int]) -> list[Grid]:
         """The grid of each stage for images of `img_size`."""
-        grids = [tuple(to_2tuple(img_size))]
+        grids = [as_size("img_size", img_size)]
         for stride in self.strides:
-            grids.append(grid_of(grids[-1], stride))
+            grids.append(grid_of(grids[-1], (stride, stride)))
         return grids[1:]
 
     def forward_intermediates(
@@ -237,7 +237,7 @@ class Container(Network):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) to the normalised features of the last stage (B, num_features, H', W')."""
+        """(B, in_chans, H, W) to the normalized features of the last stage (B, num_features, H', W')."""
         return self.norm(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What networks have in common, whatever their layout: blocks in a row, one final norm, loading, fusing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
-from timm.layers import LayerNorm2d, register_notrace_module, to_2tuple
+from timm.layers import LayerNorm2d, register_notrace_module
 from timm.models import checkpoint
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -152,18 +152,29 @@ class Network(nn.Module):
             raise ValueError(f"img_size: expected pixels for at least one token in each part, got {img_size}")
         for module, grid in dense:
             module.set_grid_size(grid)
-        update_model_input_size(self, to_2tuple(img_size))
+        update_model_input_size(self, as_size("img_size", img_size))
 
 
 def init_truncated(layer: nn.Module) -> None:
-    """Linear layers as DeiT's and the released CONTAINER start: truncated N(0, 0.02²), no bias."""
+    """Linear layers as DeiT's and the released CONTAINER's start: weight truncated N(0, 0.02²), bias 0."""
     if isinstance(layer, nn.Linear):
         nn.init.trunc_normal_(layer.weight, std=0.02)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 
 
-def grid_of(img_size: int | Grid, patch_size: int | Grid) -> Grid:
+def grid_of(img_size: Grid, patch_size: Grid) -> Grid:
     """Rows and columns of whole patches in an image; the pixels left over at its borders are not seen."""
-    (height, width), (rows, columns) = to_2tuple(img_size), to_2tuple(patch_size)
-    return height // rows, width // columns
+    return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
+
+
+def as_size(name: str, value: int | Grid) -> Grid:
+    """(height, width) of what may be one number for both.
+
+    Raises:
+        ValueError: it is neither one positive integer nor two.
+    """
+    sides = (value, value) if isinstance(value, int) else value
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
+        raise ValueError(f"{name}: expected one positive integer or two, got {value!r}")
+    return tuple(sides)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation, packed_context_aggregation
@@ -149,10 +150,13 @@ class ContextAggregation(nn.Module):
 
         Raises:
             ValueError: not two positive integers.
+            RuntimeError: what has to be replaced is parametrized.
         """
         _check_grid_size(grid_size)
         if self.grid_size is None:
             return
+        if is_parametrized(self) or (self.token_mlp is not None and is_parametrized(self.token_mlp)):
+            raise RuntimeError("set_grid_size: the layer is parametrized: remove the parametrizations before")
         new_grid = tuple(grid_size)
         if self.affinity is not None:
             resized = resize_affinity(self.affinity, self.grid_size, new_grid, self.num_prefix_tokens)

@@ -24,8 +24,11 @@ def resize_affinity(affinity: Tensor, old_grid: Grid, new_grid: Grid, num_prefix
         (M, P + H'·W', P + H'·W'), dtype and device as given; the affinity itself where the grids are equal.
 
     Raises:
-        ValueError: the affinity is none of `old_grid`.
+        ValueError: the affinity is none of `old_grid`, or `new_grid` is no grid.
     """
+    old_grid, new_grid = tuple(old_grid), tuple(new_grid)
+    if len(new_grid) != 2 or min(new_grid) < 1:
+        raise ValueError(f"new_grid: expected (H, W), two integers of at least 1, got {new_grid}")
     tokens = num_prefix_tokens + old_grid[0] * old_grid[1]
     if affinity.ndim != 3 or tuple(affinity.shape[1:]) != (tokens, tokens):
         raise ValueError(f"affinity: expected (M, {tokens}, {tokens}) for {old_grid}, got {tuple(affinity.shape)}")

@@ -10,8 +10,8 @@ from ..ops.fused_mlp import fused_mlp
 from .dense_affinity import Grid, resize_tokens, resize_weights
 from .initialization import init_linear
 
-# What counts tokens, and how it gets to another grid: called with the tensor, the old grid and the new one.
-RESIZING = {"w1": resize_weights, "w2": partial(resize_tokens, dim=1), "b2": resize_tokens}
+# What has tokens, the dimension that counts them, and how it gets to another grid: `rule(tensor, old grid, new grid)`.
+RESIZING = {"w1": (2, resize_weights), "w2": (1, partial(resize_tokens, dim=1)), "b2": (1, resize_tokens)}
 
 
 class TokenMlp(nn.Module):
@@ -51,7 +51,7 @@ class TokenMlp(nn.Module):
     @torch.no_grad()
     def set_grid_size(self, old_grid: Grid, new_grid: Grid) -> None:
         """Mix the tokens of another grid, by the rule of `dense_affinity`."""
-        for name, resize in RESIZING.items():
+        for name, (_, resize) in RESIZING.items():
             parameter = getattr(self, name)
             setattr(self, name, nn.Parameter(resize(parameter, old_grid, new_grid), parameter.requires_grad))
 

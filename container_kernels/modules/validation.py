@@ -18,7 +18,10 @@ def check_grid(x: Tensor, grid_size: tuple[int, int] | None, num_prefix_tokens: 
         return
     expected = grid_size if num_prefix_tokens == 0 else (num_prefix_tokens + grid_size[0] * grid_size[1], 1)
     if expected != tuple(x.shape[-2:]):
-        raise ValueError(f"x: expected H, W = {expected}, which the dense affinity fixes, got {tuple(x.shape[-2:])}")
+        raise ValueError(
+            f"x: expected H, W = {expected}, which the dense affinity fixes, got {tuple(x.shape[-2:])}: a layer's "
+            "set_grid_size() or a network's set_input_size() changes it"
+        )
 
 
 def check_kernel_size(kernel_size: int) -> None:

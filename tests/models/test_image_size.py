@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from tiny_networks import tiny, trained
 
@@ -134,6 +135,34 @@ def test_no_grid_has_so_many_tokens():
     weights = fixed("deit_small", 32).state_dict()
     with pytest.raises(RuntimeError, match="pos_embed has 17 tokens on its grid, expected 16 as the model"):
         checkpoint_filter_fn(weights, tiny("deit_small", class_token=False, global_pool="avg"))
+
+
+@pytest.mark.parametrize("name", ["container_pam", "mixer"])
+def test_two_grids_are_not_guessed(name, tmp_path):
+    """144 tokens are 12×12 or, in the ratio of 16:9, 9×16."""
+    model = fixed(name, (72, 128))
+    torch.save(model.state_dict(), path := tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match=r"144 tokens on its grid, which may be \(9, 16\) or \(12, 12\): load it"):
+        load_checkpoint(fixed(name, (144, 256)), path)
+    again = fixed(name, (72, 128), seed=2)  # what the message says
+    load_checkpoint(again, path)
+    again.set_input_size((144, 256))
+    model.set_input_size((144, 256))
+    same(again.state_dict(), model.state_dict())
+
+
+def test_distilled_weights_are_refused_with_the_reason(tmp_path):
+    theirs = VisionTransformerDistilled(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, mlp_ratio=2)
+    torch.save(theirs.state_dict(), path := tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match=r"weights with other prefix tokens, such as dist_token .* do not fit"):
+        load_checkpoint(tiny("deit_small"), path)
+
+
+def test_other_hidden_tokens_are_no_other_grid(tmp_path):
+    """As many hidden tokens as tokens: 16 and 16, then 25 hidden ones in the file."""
+    torch.save(tiny("mixer", hidden_tokens=25).state_dict(), path := tmp_path / "weights.pth")
+    with pytest.raises(RuntimeError, match=r"size mismatch for blocks\.0\.aggregation\.token_mlp\.w1"):
+        load_checkpoint(tiny("mixer", hidden_tokens=16), path)
 
 
 def test_what_differs_otherwise_is_left_to_be_refused(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from container_kernels import ContainerBlock, ContextAggregation
 from container_kernels.modules import resize_affinity
@@ -113,7 +114,17 @@ def test_frozen_affinities_stay_frozen():
         assert not any(parameter.requires_grad for parameter in layer.parameters())
 
 
+def test_parametrized_layers_are_refused():
+    for settings, path in (({}, ""), ({"hidden_tokens": 3}, "token_mlp")):
+        layer = ContextAggregation(8, 2, dynamic=False, static="dense", grid_size=(2, 2), **settings)
+        parametrize.register_parametrization(layer.get_submodule(path), "w1" if path else "affinity", nn.Identity())
+        with pytest.raises(RuntimeError, match="set_grid_size: the layer is parametrized"):
+            layer.set_grid_size((3, 3))
+
+
 def test_bad_grid():
+    with pytest.raises(ValueError, match=r"new_grid: expected \(H, W\), two integers of at least 1, got \(0, 2\)"):
+        resize_affinity(torch.ones(2, 4, 4), (2, 2), (0, 2))
     layer = ContextAggregation(8, 2, static="dense", grid_size=(2, 2))
     with pytest.raises(ValueError, match=r"grid_size: expected \(H, W\), two integers of at least 1, got \(2, 0\)"):
         layer.set_grid_size((2, 0))
