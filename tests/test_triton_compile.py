@@ -79,7 +79,8 @@ class NormCase:
         return f"sm{self.capability}-norm-{self.channels}-{self.dtype}"
 
 
-# One case for each branch: whole rows and tiles, each accumulator width, padding, both static terms.
+# One case for each branch: whole rows and tiles, each accumulator width, padding, both static terms; and the columns of
+# DeiT-S and CONTAINER-PAM.
 BRANCHES = [
     case
     for capability in SHARED_MEMORY
@@ -89,6 +90,8 @@ BRANCHES = [
         Case(capability, 28, 28, 64, "float16", 3),
         Case(capability, 7, 7, 32, "float32", 5),
         Case(capability, 56, 56, 0, "bfloat16", 5),
+        Case(capability, 197, 1, 64, "bfloat16"),
+        Case(capability, 197, 1, 64, "bfloat16", dense=True),
     )
 ] + [
     Case(80, 3, 3, 20, "float16", 3),
@@ -111,6 +114,8 @@ SWEEP = [
 
 # The stages of the networks.
 STAGES = [(64, 512, 64), (128, 1024, 128), (320, 1280, 320), (512, 2048, 512)]
+# MLP-Mixer's tokens in the place of channels.
+TOKENS = (196, 384, 196)
 # Padding, of channels and of tiles, on chip and in memory; other widths out than in; rows that are not aligned.
 UNEVEN = [
     (20, 70, 33),
@@ -133,12 +138,13 @@ PRODUCT_BRANCHES = [
         ProductCase(capability, *STAGES[0], "float32"),
         ProductCase(capability, *STAGES[2], "float32", full=False, tf32=True),
         ProductCase(capability, *UNEVEN[0], "float16"),
+        ProductCase(capability, *TOKENS, "bfloat16", full=False),
     )
 ]
 PRODUCT_SWEEP = [
     case
     for capability in SHARED_MEMORY
-    for sizes in STAGES + UNEVEN
+    for sizes in [*STAGES, TOKENS, *UNEVEN]
     for full in (True, False)
     for case in (
         *(ProductCase(capability, *sizes, dtype, full) for dtype in ("bfloat16", "float16", "float32")),
