@@ -80,7 +80,7 @@ def num_parts(rows: int, hidden: int, config: ChipConfig) -> int:
 def gradient_config(channels: int, out_channels: int, dtype: torch.dtype) -> ProductConfig:
     """Launch parameters of the kernel that computes two products of the hidden layer's shape, both held at its end."""
     if dtype == torch.float32:
-        return ProductConfig(64, 64, 16, 8, 2)
+        return ProductConfig(64, 32 if channels % 16 or out_channels % 16 else 64, 16, 8, 2)
     if channels % 16 or out_channels % 16:
         return ProductConfig(64, 32, 32, 4, 2)
     return ProductConfig(128, 128, 64, 8, 3)
