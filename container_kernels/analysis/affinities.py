@@ -32,6 +32,8 @@ class LayerAffinities:
         alpha, beta: the factors of the terms; 1.0 for one that is alone, None for one that is not there.
         grid_size: (H, W).
         num_prefix_tokens: P; tokens are P prefix tokens, then the grid by rows.
+        alone: "dynamic" or "static" where "mixed" is that term and nothing else; None for a layer of both.
+        filters: (M, D, kh, kw), the depthwise filters where they are all of "mixed"; None elsewhere.
         elements_per_row: size of one row of "mixed", B · M · F · N, to choose how many to ask for.
 
     Raises:
@@ -52,8 +54,11 @@ class LayerAffinities:
         self.alpha = float(alpha) if layer.dynamic else None
         self.beta = float(beta) if layer.static else None
         self.device = x.device
-        filters = 1 if layer.local_weight is None else layer.head_dim
-        self.elements_per_row = filters * layer.num_heads * x[:, 0].numel()
+        self.alone = None if layer.dynamic and layer.static else "dynamic" if layer.dynamic else "static"
+        is_filter = self.alone == "static" and layer.affinity is None
+        self.filters = layer.local_weight.detach().unflatten(0, (layer.num_heads, -1)) if is_filter else None
+        matrices = 1 if layer.local_weight is None else layer.head_dim
+        self.elements_per_row = matrices * layer.num_heads * x[:, 0].numel()
         self._local_weight, self._affinity = layer.local_weight, layer.affinity
         self._query = self._key = None
         if layer.dynamic:
@@ -69,9 +74,9 @@ class LayerAffinities:
     def rows(self, tokens: Tensor) -> dict[str, Tensor]:
         """Rows `tokens` (R,), token numbers, of the terms the layer has: "dynamic", "static", and always "mixed"."""
         dynamic, static = self._dynamic(tokens), self._static(tokens)
-        if dynamic is None or static is None:
-            terms = {"dynamic": dynamic} if static is None else {"static": static}
-            return {**terms, "mixed": dynamic if static is None else static}
+        if self.alone:
+            term = static if dynamic is None else dynamic
+            return {self.alone: term, "mixed": term}
         return {"dynamic": dynamic, "static": static, "mixed": self.alpha * dynamic + self.beta * static}
 
     def _dynamic(self, tokens: Tensor) -> Tensor | None:

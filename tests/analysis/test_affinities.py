@@ -72,6 +72,13 @@ def test_a_term_alone_is_the_mix(dynamic, static, factors):
     rows = affinities.rows(torch.arange(20))
     assert rows.keys() == {alone, "mixed"} and rows["mixed"] is rows[alone]
     assert (affinities.alpha, affinities.beta) == factors
+    assert affinities.alone == alone and (affinities.filters is None) == dynamic
+
+
+@pytest.mark.parametrize("static", ["dense", "both"])
+def test_a_matrix_is_no_filter(static):
+    layer = random_layer(dynamic=False, static=static)
+    assert LayerAffinities(layer, random_input(layer)).filters is None
 
 
 def test_a_filter_is_laid_around_its_token():

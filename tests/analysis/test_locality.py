@@ -66,12 +66,46 @@ def test_a_filter_reaches_as_far_as_its_taps():
     assert distances["static"].tolist() == pytest.approx([3 / 4 * 2 * 3 / 7, 0, 0])
 
 
-@pytest.mark.parametrize("static", ["local", "dense", "both", None])
-def test_chunks_make_no_difference(static, monkeypatch):
-    layer = random_layer(static=static)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_channels_of_opposite_sign_do_not_cancel(dynamic):
+    layer = random_layer(dynamic=dynamic, kernel_size=3)
+    layer.local_weight.data.zero_()
+    layer.local_weight.data[0, 1, 2] = 1  # two channels of the first head look one column to the right
+    layer.local_weight.data[1, 1, 2] = -1
+    first, *others = mean_distances(LayerAffinities(layer, random_input(layer)), (2.0, 5.0))["static"].tolist()
+    assert first == 5.0 and all(math.isnan(distance) for distance in others)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])  # 7 is wider than the grid
+def test_a_filter_alone_reaches_as_far_as_its_rows(kernel_size):
+    layer = random_layer(dynamic=False, kernel_size=kernel_size)
+    affinities = LayerAffinities(layer, random_input(layer))
+    row, column = (torch.arange(20) // 5).double(), (torch.arange(20) % 5).double()
+    apart = torch.hypot(2 * (row[:, None] - row), 7 * (column[:, None] - column))
+    weight = affinities.rows(torch.arange(20))["static"][0].abs().sum(1)  # (M, N, N)
+    expected = ((weight * apart).sum(-1) / weight.sum(-1)).mean(-1)
+    distances = mean_distances(affinities, (2.0, 7.0))
+    assert distances.keys() == {"static", "mixed"}
+    for distance in distances.values():
+        torch.testing.assert_close(distance, expected, rtol=1e-12, atol=0)
+
+
+def test_a_filter_alone_writes_no_row(monkeypatch):
+    """On a large grid there is no time, and no memory, for N rows of N tokens."""
+    layer = random_layer(dynamic=False)
+    affinities = LayerAffinities(layer, torch.randn(1, 12, 128, 128, dtype=torch.float64))
+    monkeypatch.setattr(LayerAffinities, "rows", None)
+    assert 1 < mean_distances(affinities)["mixed"].min() < 2.9  # of a 5×5 window
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "static"), [(True, "local"), (True, "dense"), (True, "both"), (True, None), (False, "both")]
+)
+def test_chunks_make_no_difference(dynamic, static, monkeypatch):
+    layer = random_layer(dynamic, static)
     affinities = LayerAffinities(layer, random_input(layer))
     whole = mean_distances(affinities)
-    assert whole.keys() == ({"dynamic", "static", "mixed"} if static else {"dynamic", "mixed"})
+    assert whole.keys() == {"mixed"} | ({"dynamic"} if dynamic else set()) | ({"static"} if static else set())
     monkeypatch.setattr(locality, "_CHUNK", 3 * affinities.elements_per_row)  # the last chunk has two of the 20 rows
     for name, distance in mean_distances(affinities).items():
         assert distance.shape == (3,)
