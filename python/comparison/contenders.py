@@ -21,7 +21,7 @@ class Contender:
 def _pyramid(name: str, affinity: str, model: str, mlp_ratios: tuple[float, ...], why: str) -> Contender:
     """Four stages, the dimensions of `container_tiny`; the MLPs get what an affinity does not need."""
     arguments = dict(
-        img_size=32, embed_dims=(32, 64, 128, 160), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 5), strides=(2, 2, 2, 2),
+        embed_dims=(32, 64, 128, 160), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 5), strides=(2, 2, 2, 2),
         mlp_ratios=mlp_ratios,
     )  # fmt: skip
     shown = " ".join(f"{ratio:g}" for ratio in (mlp_ratios if len(set(mlp_ratios)) > 1 else mlp_ratios[:1]))

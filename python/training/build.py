@@ -31,7 +31,7 @@ from training.options import Options
 from training.randomness import seed_everything
 from training.rules import mixes, peak_lr
 from training.sources import Source
-from training.subset import select_images
+from training.subset import repeat_images, select_images
 
 
 @dataclasses.dataclass
@@ -83,6 +83,7 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
         CheckpointError: --initial-checkpoint does not fit the model.
     """
     train, val = map(keep_decoded, select_images(sources, options))
+    train = repeat_images(train, options.epoch_repeats)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     seed_everything(options.seed)
     model = build_model(
@@ -151,7 +152,7 @@ def build_model(
         OptionError: the model refuses one of them.
     """
     arguments = {key: rate for key, rate in rates.items() if rate > 0}
-    if input_size is not None and timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+    if input_size is not None and _takes_img_size(name):
         arguments["img_size"] = input_size
     given = model_kwargs or {}
     try:
@@ -160,6 +161,12 @@ def build_model(
         settings = [f"{key}={value}" for key, value in arguments.items() if key not in given]
         settings += ["--model-kwargs", *(f"{key}={value}" for key, value in given.items())] if given else []
         raise OptionError(f"--model {name} cannot be built with {' '.join(settings)}: {error}") from error
+
+
+def _takes_img_size(name: str) -> bool:
+    """Ours all do, since a dense affinity belongs to one size; of timm's, those that say so."""
+    ours = timm.models.model_entrypoint(name).__module__.startswith("container_kernels.")
+    return ours or timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

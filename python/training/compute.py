@@ -43,9 +43,14 @@ class Compute:
 
 
 def make_compute(device: torch.device, amp_dtype: str | None, channels_last: bool) -> Compute:
-    """Autocast to bfloat16 on a GPU and plain float32 on a CPU, unless told otherwise."""
-    dtype = amp_dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    """Autocast to `amp_dtype`, or what the device suggests."""
+    dtype = amp_dtype or default_dtype(device.type)
     return Compute(device, getattr(torch, dtype), torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def default_dtype(device_type: str) -> str:
+    """Autocast to bfloat16 on a GPU and plain float32 on a CPU, unless told otherwise."""
+    return "bfloat16" if device_type == "cuda" else "float32"
 
 
 @functools.cache

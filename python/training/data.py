@@ -31,7 +31,7 @@ SMALL_INPUT = 64
 
 
 def evaluation_transform(image_format: ImageFormat):
-    """PIL image to uint8 (3, size, size): resize and centre crop, or resize alone for small inputs."""
+    """PIL image to uint8 (3, size, size): resize and center crop, or resize alone for small inputs."""
     size = image_format.size
     if size <= SMALL_INPUT:
         resize = transforms.Resize((size, size), interpolation=str_to_interp_mode(image_format.interpolation))
@@ -43,7 +43,7 @@ def evaluation_transform(image_format: ImageFormat):
 
 
 def training_transform(options: Options, image_format: ImageFormat):
-    """PIL image to uint8 (3, size, size): random crop, flip, augmentation policy or colour jitter."""
+    """PIL image to uint8 (3, size, size): random crop, flip, augmentation policy or color jitter."""
     size = image_format.size
     crop_and_flip, policy, to_tensor = create_transform(
         size, is_training=True, normalize=False, separate=True, hflip=options.hflip,

@@ -45,7 +45,7 @@ class ValidationOptions:
     )
     limit_batches: int | None = option(None, "use only the first N batches", "data")
 
-    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "compute")
+    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "compute")
     amp_dtype: str | None = option(
         None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "compute"
     )

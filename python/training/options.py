@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from training.errors import OptionError
 
 MODEL_ALIASES = {"container_v1_light": "container_light"}
+TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None}
 DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
@@ -91,7 +92,7 @@ class Options:
     decay_rate: float = option(0.1, "step: factor of a decay; poly: its power", "optimization")
 
     aa: str = option("rand-m9-mstd0.5-inc1", "timm's name of an augmentation policy, or none", "augmentation")
-    color_jitter: float = option(0.4, "colour jitter where no --aa policy is in force", "augmentation")
+    color_jitter: float = option(0.4, "color jitter where no --aa policy is in force", "augmentation")
     hflip: float = option(0.5, "probability of a horizontal flip", "augmentation")
     train_interpolation: str = option(
         "bicubic", "resampling of training images", "augmentation", choices=("random", "bilinear", "bicubic")
@@ -114,7 +115,7 @@ class Options:
     resume: str | None = option(None, "continue the run of this checkpoint, with its options", "run")
     eval: bool = option(False, "only evaluate the weights of --resume or --initial-checkpoint", "run")
     seed: int = option(0, "the run is a function of this number", "run")
-    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "run")
+    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "run")
     amp_dtype: str | None = option(
         None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "run"
     )
@@ -183,7 +184,13 @@ def _collect(value, hint):
     """Several values of a flag are a tuple, KEY=VALUE pairs a dict."""
     if not isinstance(value, list):
         return value
-    return dict(value) if _scalar_type(hint) is parse_pair else tuple(value)
+    if _scalar_type(hint) is not parse_pair:
+        return tuple(value)
+    keys = [key for key, _ in value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise OptionError(f"{key}=… is given {keys.count(key)} times: leave one of them")
+    return dict(value)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -233,7 +240,8 @@ def parse_pair(text: str) -> tuple[str, object]:
     """`depths=(1, 2)` -> ("depths", (1, 2)); what is no Python literal is text.
 
     Raises:
-        argparse.ArgumentTypeError: it is not KEY=VALUE.
+        argparse.ArgumentTypeError: it is not KEY=VALUE, or a truth value that Python spells otherwise: as text, false
+            would count as true.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
@@ -241,6 +249,8 @@ def parse_pair(text: str) -> tuple[str, object]:
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
+        if (word := value.strip().lower()) in TRUTH_VALUES:
+            raise argparse.ArgumentTypeError(f"{text}: write {key}={TRUTH_VALUES[word]}") from None
         return key, value
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 
 import timm
@@ -44,7 +45,12 @@ CHANGEABLE_ON_RESUME = {
     "data_path", "val_path", "num_workers", "epochs", "output_dir", "device", "amp_dtype", "channels_last", "compile",
     "log_seconds", "limit_batches", "eval", "resume",
 }  # fmt: skip
-FLAGS_OF_MODEL_KWARGS = {"num_classes": "the data", "drop_rate": "--drop", "drop_path_rate": "--drop-path"}
+FLAGS_OF_MODEL_KWARGS = {
+    "num_classes": "the data", "drop_rate": "--drop", "drop_path_rate": "--drop-path", "img_size": "--input-size",
+}  # fmt: skip
+# Of timm, not of the model: where weights come from, and other kinds of models.
+ARGUMENTS_OF_TIMM = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
 NEVER_INHERITED = {"device", "eval", "resume", "output_dir"}
 
 
@@ -58,12 +64,13 @@ def resolve(explicit: dict, saved: dict | None = None) -> Options:
         recipe = {} if "data_path" in explicit else DIGITS_RECIPE
         return Options(**{**recipe, **explicit})
     for name, value in explicit.items():
-        if name not in CHANGEABLE_ON_RESUME and name in saved and saved[name] != value:
+        before = saved.get(name, DEFAULTS[name])  # an option that is younger than the run had no other effect then
+        if name not in CHANGEABLE_ON_RESUME and before != value:
             raise OptionError(
-                f"{flag(name)} {value} contradicts the resumed run, which has {saved[name]}; "
+                f"{flag(name)} {value} contradicts the resumed run, which has {before}; "
                 "leave it out, or start a new run from these weights with --initial-checkpoint"
             )
-    known = {field.name for field in dataclasses.fields(Options)} - NEVER_INHERITED
+    known = DEFAULTS.keys() - NEVER_INHERITED
     return Options(**{**{name: value for name, value in saved.items() if name in known}, **explicit})
 
 
@@ -151,6 +158,11 @@ def check_model_kwargs(model_kwargs: dict | None) -> None:
     for name, value in (model_kwargs or {}).items():
         if name in FLAGS_OF_MODEL_KWARGS:
             raise OptionError(f"--model-kwargs {name} is not possible: {FLAGS_OF_MODEL_KWARGS[name]} sets it")
+        if name in ARGUMENTS_OF_TIMM:
+            raise OptionError(
+                f"--model-kwargs {name} is not possible: it is an argument of timm, not of the model; "
+                "--initial-checkpoint starts from weights"
+            )
         if value is None:
             raise OptionError(
                 f"--model-kwargs {name}=None has no effect: timm takes it as the model's default "

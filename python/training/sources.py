@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import io
 import os
 import posixpath
@@ -35,6 +36,9 @@ class Source(Protocol):
     def read(self, index: int) -> Image.Image:
         """Decode image `index` as RGB. Raises DataError, naming the file, if that is not possible."""
 
+    def identify(self, index: int) -> tuple[str, int]:
+        """What tells image `index` from others without decoding it: its name below the root, and its bytes."""
+
 
 class FolderSource:
     """Images in `root/<class>/**`."""
@@ -53,6 +57,11 @@ class FolderSource:
         """See `Source.read`."""
         return decode_image(self.files[index], self.files[index])
 
+    def identify(self, index: int) -> tuple[str, int]:
+        """See `Source.identify`."""
+        file = self.files[index]
+        return os.path.relpath(file, self.name).replace(os.sep, "/"), os.path.getsize(file)
+
 
 class TarSource:
     """Images in an uncompressed tar, below `prefix`; read in place, nothing is unpacked."""
@@ -60,7 +69,7 @@ class TarSource:
     in_memory = False
 
     def __init__(self, path: str, prefix: str = ""):
-        self.path, self.name = path, posixpath.join(path, prefix) if prefix else path
+        self.path, self.prefix, self.name = path, prefix, posixpath.join(path, prefix) if prefix else path
         tree: dict[str, list[_Member]] = {}
         for member in index_tar(path):
             top, slash, rest = _below(member.name, prefix).partition("/")
@@ -83,6 +92,11 @@ class TarSource:
         # pread leaves the file position alone, so forked workers may share one descriptor
         content = os.pread(self._descriptor, member.size, member.offset)
         return decode_image(io.BytesIO(content), f"{member.name} in {self.path}")
+
+    def identify(self, index: int) -> tuple[str, int]:
+        """See `Source.identify`."""
+        member = self.members[index]
+        return _below(member.name, self.prefix), member.size
 
     def __getstate__(self):
         return {**self.__dict__, "_descriptor": None}
@@ -108,6 +122,18 @@ class DigitsSource:
     def read(self, index: int) -> Image.Image:
         """See `Source.read`."""
         return Image.fromarray(self._pixels[index]).convert("RGB")
+
+    def identify(self, index: int) -> tuple[str, int]:
+        """See `Source.identify`."""
+        return str(index), self._pixels[index].nbytes
+
+
+def digest_images(source: Source) -> str:
+    """The same for the same images, whether they are in a folder or a tar and whatever its path."""
+    digest = hashlib.sha256(repr(source.classes).encode())
+    for index, label in enumerate(source.labels):
+        digest.update(repr((label, *source.identify(index))).encode())
+    return digest.hexdigest()
 
 
 def open_training_sources(data_path: str | None, val_path: str | None) -> tuple[Source, Source]:

@@ -32,14 +32,21 @@ class SubsetSource:
         """See `Source.read`."""
         return self.source.read(self.indices[index])
 
+    def identify(self, index: int) -> tuple[str, int]:
+        """See `Source.identify`."""
+        return self.source.identify(self.indices[index])
+
 
 def select_images(sources: tuple[Source, Source], options: Options) -> tuple[Source, Source]:
-    """The training and validation images that --train-fraction, --epoch-repeats and --val-fraction leave."""
+    """The training and validation images that --train-fraction and --val-fraction leave."""
     train, val = sources
     train = take_fraction(train, options.train_fraction, options.seed)
-    if options.epoch_repeats > 1:
-        train = SubsetSource(train, list(range(len(train.labels))) * options.epoch_repeats)
     return train, take_fraction(val, options.val_fraction, VALIDATION_SEED)
+
+
+def repeat_images(source: Source, times: int) -> Source:
+    """An epoch of several passes: --epoch-repeats."""
+    return SubsetSource(source, list(range(len(source.labels))) * times) if times > 1 else source
 
 
 def take_fraction(source: Source, fraction: float, seed: int) -> Source:

@@ -82,6 +82,14 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--epoch-repeats 0", "--epoch-repeats must be 1 or more, got 0"),
         ("--model-kwargs depths", "--model-kwargs: expected KEY=VALUE, got 'depths'"),
         ("--model-kwargs drop_rate=0.1", "--model-kwargs drop_rate is not possible: --drop sets it"),
+        ("--model-kwargs img_size=64", "--model-kwargs img_size is not possible: --input-size sets it"),
+        ("--model-kwargs features_only=True", "--model-kwargs features_only is not possible: .* argument of timm"),
+        ("--model-kwargs checkpoint_path=x.pth", "--model-kwargs checkpoint_path is not possible: .* argument of timm"),
+        ("--model-kwargs kernel_size=3 kernel_size=5", "kernel_size=… is given 2 times"),
+        ("--model-kwargs dynamic=false", "--model-kwargs: dynamic=false: write dynamic=False"),
+        ("--model-kwargs dynamic=TRUE", "--model-kwargs: dynamic=TRUE: write dynamic=True"),
+        ("--model-kwargs dynamic=no", "--model-kwargs: dynamic=no: write dynamic=False"),
+        ("--model-kwargs static=none", "--model-kwargs: static=none: write static=None"),
         (
             "--model-kwargs static=None",
             "--model-kwargs static=None has no effect: timm takes it as the model's default",
@@ -135,6 +143,10 @@ def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
         OptionError, match=r"--lr 0.1 contradicts the resumed run, which has 0.001.*--initial-checkpoint"
     ):
         options_of("--lr 0.1", saved)
+    # a run from before there was --train-fraction took all images
+    assert options_of("--train-fraction 1", saved).train_fraction == 1
+    with pytest.raises(OptionError, match=r"--train-fraction 0.1 contradicts the resumed run, which has 1.0"):
+        options_of("--train-fraction 0.1", saved)
 
 
 def test_missing_files_and_folders_are_named(images, tmp_path):

@@ -7,14 +7,17 @@ import tarfile
 
 import pytest
 from training.errors import DataError
+from training.memory import keep_decoded
 from training.sources import (
     DigitsSource,
     FolderSource,
     TarSource,
+    digest_images,
     index_tar,
     open_training_sources,
     open_validation_source,
 )
+from training.subset import take_fraction
 from trial_runs import CLASSES
 
 
@@ -58,6 +61,29 @@ def test_every_layout_of_a_data_set_is_found(images, tmp_path):
         assert [content(source) for source in sources] == expected, (data_path, val_path)
     for path in (images, both, val, images / "val"):
         assert content(open_validation_source(str(path))) == expected[1]
+
+
+def test_a_digest_belongs_to_the_images_and_not_to_their_place(own_images, tmp_path):
+    train = own_images / "train"
+    source = FolderSource(str(train))
+    digest = digest_images(source)
+    assert digest == digest_images(TarSource(str(pack(tmp_path / "t.tar", train, "./"))))
+    assert digest == digest_images(TarSource(str(pack(tmp_path / "u.tar", own_images)), "train"))
+    assert digest == digest_images(keep_decoded(source)) == digest_images(take_fraction(source, 1.0, seed=0))
+    assert (
+        digest
+        != digest_images(take_fraction(source, 0.9, seed=0))
+        != digest_images(FolderSource(str(own_images / "val")))
+    )
+    moved = train / "red" / "00.png"
+    moved.rename(train / "red" / "08.png")
+    assert digest_images(FolderSource(str(train))) != digest
+    (train / "red" / "08.png").rename(moved)
+    assert digest_images(FolderSource(str(train))) == digest
+    moved.write_bytes(moved.read_bytes() + b"x")
+    assert digest_images(FolderSource(str(train))) != digest
+    digits = DigitsSource(train=True)
+    assert digest_images(digits) == digest_images(digits) != digest_images(DigitsSource(train=False))
 
 
 def test_hidden_files_and_other_files_are_ignored(own_images):

@@ -5,12 +5,14 @@ import collections
 import numpy
 import pytest
 from test_data import world
+from training.build import build_run
 from training.data import TrainingBatches
 from training.errors import DataError
+from training.interrupt import StopGuard
 from training.memory import MemorySource, keep_decoded
 from training.options import Options
 from training.sources import DigitsSource, FolderSource
-from training.subset import select_images, take_fraction
+from training.subset import SubsetSource, repeat_images, select_images, take_fraction
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def test_options_select_the_images(images):
     sources = FolderSource(str(images / "train")), FolderSource(str(images / "val"))
     options = Options(train_fraction=0.5, epoch_repeats=2, val_fraction=0.4, batch_size=4, repeated_aug=False)
     train, val = select_images(sources, options)
+    train = repeat_images(train, options.epoch_repeats)
     assert collections.Counter(train.labels) == {0: 8, 1: 8, 2: 8} and val.labels == [0, 0, 1, 1, 2, 2]
     distinct = {train.read(i).tobytes() for i in range(24)}
     assert len(distinct) == 12
@@ -67,6 +70,38 @@ def test_small_sets_are_decoded_once(images, monkeypatch):
     assert reads == []
     assert [kept.read(i).tobytes() for i in range(24)] == [read(source, i).tobytes() for i in range(24)]
     assert (kept.classes, kept.labels, kept.name) == (source.classes, source.labels, source.name)
+
+
+@pytest.mark.parametrize("large", [2, 23])
+def test_what_turns_out_too_large_while_decoding_is_left_alone(own_images, large):
+    source = FolderSource(str(own_images / "train"))
+    limit = 24 * 20 * 24 * 3 + 1000
+    assert keep_decoded(source, limit).in_memory
+    source.read(0).resize((60, 60)).save(source.files[large])  # not among the samples
+    assert keep_decoded(source, limit) is source
+
+
+def test_a_few_images_of_different_size_are_judged_by_each(own_images):
+    source = FolderSource(str(own_images / "train"))
+    few = take_fraction(source, 0.01, seed=0)
+    few.read(0).resize((2, 2)).save(source.files[few.indices[0]])
+    reads = []
+    few.read = lambda index: reads.append(index) or SubsetSource.read(few, index)
+    assert keep_decoded(few, limit=2 * 20 * 24 * 3) is few and reads == [0, 1, 2]
+
+
+def test_passes_over_the_images_decode_them_once(images, monkeypatch):
+    reads, read = [], FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", lambda self, index: reads.append(index) or read(self, index))
+    options = Options(
+        model="test_resnet", input_size=32, train_fraction=0.5, epoch_repeats=5, batch_size=4, num_workers=0,
+        model_ema=False, epochs=2, warmup_epochs=1,
+    )  # fmt: skip
+    sources = FolderSource(str(images / "train")), FolderSource(str(images / "val"))
+    run = build_run(options, world(), StopGuard(world()), sources, "unused")
+    reads.clear()
+    list(run.loader)
+    assert reads == [] and run.batches.steps == 15 and len(run.loader.dataset.source.source.labels) == 12
 
 
 def test_an_unreadable_image_fails_when_it_is_read(own_images):

@@ -113,6 +113,16 @@ def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, 
         validate.main(["--checkpoint", last, "--model-kwargs", "dynamic=False", "--device", "cpu"])
 
 
+def test_a_dense_pyramid_takes_the_input_size_and_is_judged_at_another(images, tmp_path):
+    dense = ["--model", "container_tiny", "--model-kwargs", "static='both'", "depths=(1,1,1,1)"]
+    run = train.main(small_run(images, tmp_path, *dense, "--epochs", "2", "--input-size", "64"))
+    assert run.image_format.size == 64
+    assert run.model.stages[0].blocks[0].aggregation.grid_size == (32, 32)
+    last = ["--checkpoint", str(tmp_path / "last.pth"), "--num-workers", "0", "--device", "cpu"]
+    assert validate.main(last).metrics.top1 == run.history[-1]["val_top1"]
+    assert validate.main([*last, "--input-size", "32"]).input_size == 32
+
+
 def test_curves_are_not_drawn_more_often_than_every_few_seconds(images, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("training.report.draw_curves", lambda file, history, title: drawn.append(len(history)))
