@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 
 from affinity_maps.figure import draw_affinities
+from affinity_maps.files import check_files, load_unfused
 from affinity_maps.measure import Layer, Measurement, measure
-from affinity_maps.selection import DEFAULT_QUERIES, parse_head, parse_queries
-from training.checkpoint import atomic_write, load_weights
+from affinity_maps.selection import DEFAULT_QUERIES, parse_head, parse_queries, refuse_signs
+from training.checkpoint import atomic_write
 from training.compute import make_compute
 from training.data import evaluation_transform
 from training.distributed import join_world
@@ -57,7 +57,7 @@ class AffinityOptions:
 
     output: str = option("affinity.png", "the picture", "output")
     json: str | None = option(None, "the numbers (default: beside the picture, .json)", "output")
-    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "output")
+    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "output")
 
 
 def main(argv: list[str]) -> Measurement:
@@ -66,19 +66,20 @@ def main(argv: list[str]) -> Measurement:
     Raises:
         UserError: something the user can put right.
     """
+    refuse_signs(argv)
     options = AffinityOptions(**parse_explicit(argv, __doc__, AffinityOptions))
-    for name in ("checkpoint", "image"):
-        if not os.path.isfile(path := getattr(options, name)):
-            raise OptionError(f"{name.upper()} {path}: there is no such file")
     if not options.output.endswith(".png"):
         raise OptionError(f"--output must end in .png, got {options.output}")
+    numbers = options.json or options.output.removesuffix(".png") + ".json"
+    inputs = {"CHECKPOINT": options.checkpoint, "IMAGE": options.image}
+    check_files(inputs, outputs={"--output": options.output, "--json": numbers})
     head = parse_head(options.head)
     check_compute(options.device, None)
 
     saved = find_network(options.checkpoint, options.model, options.model_kwargs)
     compute = make_compute(join_world(options.device).device, "float32", channels_last=True)
     model = saved.build(options.num_classes, options.input_size)
-    load_weights(model, options.checkpoint, use_ema=options.use_ema)
+    load_unfused(model, options.checkpoint, options.use_ema)
     model.to(device=compute.device, memory_format=compute.memory_format)
     image_format = saved.image_format(model, options.input_size, options.crop_pct)
     pixels = evaluation_transform(image_format)(decode_image(options.image, options.image))
@@ -93,7 +94,6 @@ def main(argv: list[str]) -> Measurement:
         "checkpoint": options.checkpoint, "image": options.image, "model": saved.name,
         "prediction": prediction, **measurement.as_dict(),
     }  # fmt: skip
-    numbers = options.json or options.output.removesuffix(".png") + ".json"
     with atomic_write(numbers) as file:
         file.write(json.dumps(content, allow_nan=False).encode())
     print(*describe(measurement), "", f"picture  {options.output}", f"numbers  {numbers}", sep="\n")

@@ -56,7 +56,7 @@ class LayerAffinities:
         self.device = x.device
         self.alone = None if layer.dynamic and layer.static else "dynamic" if layer.dynamic else "static"
         is_filter = self.alone == "static" and layer.affinity is None
-        self.filters = layer.local_weight.detach().unflatten(0, (layer.num_heads, -1)) if is_filter else None
+        self.filters = layer.local_weight.unflatten(0, (layer.num_heads, -1)) if is_filter else None
         matrices = 1 if layer.local_weight is None else layer.head_dim
         self.elements_per_row = matrices * layer.num_heads * x[:, 0].numel()
         self._local_weight, self._affinity = layer.local_weight, layer.affinity

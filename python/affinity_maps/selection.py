@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from training.errors import OptionError
 from training.sources import enumerate_names
@@ -60,6 +61,17 @@ def parse_queries(words: tuple[str, ...], image_size: tuple[int, int]) -> list[Q
         OptionError: a query is malformed or outside the image.
     """
     return [_parse_query(word, image_size) for word in words]
+
+
+def refuse_signs(argv: list[str]) -> None:
+    """Refuse -1,5 as what it is: to a parser of options it would be an unknown flag.
+
+    Raises:
+        OptionError: a word is a query with a leading minus.
+    """
+    for word in argv:
+        if re.fullmatch(r"-[\d.]+,.*", word):
+            raise OptionError(f"--queries {word} is outside the image: x and y count from its left and upper edge")
 
 
 def _parse_query(word: str, image_size: tuple[int, int]) -> Query:

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import timm
 import torch
+from affinity_maps.figure import COLORS, instead_of_map
 from affinity_maps.measure import measure
 from affinity_maps.selection import Query, choose_layers, parse_queries
 from PIL import Image
@@ -128,7 +129,25 @@ def test_a_part_that_is_not_there_is_left_out(folder):
     with open(folder / "parts.png", "wb") as file:
         affinity.draw_affinities(file, numpy.zeros((32, 32, 3), dtype=numpy.uint8), measurement, "two stages", None)
     assert Image.open(folder / "parts.png").width == 1200
+    notes = [[instead_of_map(item, term) for term in ("dynamic", "static", "mixed")] for item in measurement.maps]
+    assert notes == [
+        ["this layer has\nno dynamic part", None, "as static"],
+        [None, "this layer has\nno static part", "as dynamic"],
+    ]
     assert affinity.describe(measurement)[1].split()[:4] == ["stages.0.blocks.0", "8×8", "-", "1.000"]
+
+
+def test_factors_that_coincide_are_both_seen(folder):
+    """alpha and beta of a new network are 0.5 everywhere."""
+    model = timm.create_model("container_tiny", num_classes=3).eval()
+    measurement = measure(model, torch.randn(1, 3, 32, 32), ("0",), [Query(0, 0)], None)
+    with open(folder / "new.png", "wb") as file:
+        affinity.draw_affinities(file, numpy.zeros((32, 32, 3), dtype=numpy.uint8), measurement, "new", None)
+    pixels = numpy.asarray(Image.open(folder / "new.png").convert("RGB")).astype(int)
+    chart = pixels[150:350, 900:1180]  # of the factors, without the legend
+    for color in ("dynamic", "static"):
+        red, green, blue = (int(COLORS[color][place : place + 2], 16) for place in (1, 3, 5))
+        assert (abs(chart - (red, green, blue)).max(-1) < 20).any(0).sum() > 200  # columns where the line is seen
 
 
 def test_layers_without_a_matrix_are_skipped_with_the_reason():
@@ -183,6 +202,9 @@ def test_queries_are_pixels_or_parts():
         (["--layers", "stages.9"], "--layers stages.9: expected one of stages.0.blocks.0, stages.1.blocks.0"),
         (["--queries", "16"], "--queries 16: expected x,y in pixels, as 16,8, or as parts, as 0.5,0.25"),
         (["--queries", "a,b"], "--queries a,b: expected x,y"),
+        (["--queries", "-1,5"], "--queries -1,5 is outside the image: x and y count from its left and upper edge"),
+        (["--queries", "0.5,0.5", "-0.1,0.5"], "--queries -0.1,0.5 is outside the image"),
+        (["--queries", "5,-1"], "--queries 5,-1 is outside the image"),
         (["--queries", "32,0"], "--queries 32,0 is outside the image: expected pixels below 32,32"),
         (["--queries", "1.5,0.5"], "--queries 1.5,0.5 is outside the image"),
         (["--head", "median"], "--head must be mean or a number from 0, got median"),
@@ -198,11 +220,30 @@ def test_wrong_options_are_named(folder, arguments, message):
         run(folder, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "FOLDER/no/x.png"], "--output .*x.png: there is no folder .*/no$"),
+        (["--json", "FOLDER/no/x.json"], "--json .*x.json: there is no folder .*/no$"),
+        (["--json", "FOLDER"], "--json .*: expected a file, this is a folder"),
+        (["--json", "FOLDER/./out.png"], "--json .*out.png would replace --output, which is the same file"),
+        (["--json", "FOLDER/weights.pth"], "--json .*weights.pth would replace CHECKPOINT, which is the same file"),
+        (["--output", "FOLDER/image.png"], "--output .*image.png would replace IMAGE, which is the same file"),
+    ],
+)
+def test_where_nothing_can_be_written_is_found_before_the_work(folder, arguments, message, monkeypatch):
+    monkeypatch.setattr(affinity, "find_network", None)
+    with pytest.raises(OptionError, match=message):
+        run(folder, *(word.replace("FOLDER", str(folder)) for word in arguments))
+
+
 def test_files_that_cannot_be_used_are_named(folder, network):
     with pytest.raises(OptionError, match="the following arguments are required: IMAGE"):
         affinity.main(["weights.pth"])
     with pytest.raises(OptionError, match=r"CHECKPOINT .*nowhere.pth: there is no such file"):
         run(folder, checkpoint="nowhere.pth")
+    with pytest.raises(OptionError, match=r"CHECKPOINT .*: expected a file, this is a folder"):
+        run(folder, checkpoint="")
     with pytest.raises(OptionError, match=r"IMAGE .*nowhere.png: there is no such file"):
         run(folder, image="nowhere.png")
     with pytest.raises(DataError, match=r"cannot read the image .*weights.pth"):
@@ -215,5 +256,7 @@ def test_files_that_cannot_be_used_are_named(folder, network):
     torch.save({**weights, "norm.bias": weights["norm.bias"] * float("nan")}, folder / "nan.pth")
     with pytest.raises(DataError, match="the network's output for this image is not finite"):
         run(folder, checkpoint="nan.pth")
-    with pytest.raises(CheckpointError, match=r"fused.pth does not fit .*the weights are of a fused network"):
+    with pytest.raises(
+        CheckpointError, match=r"fused.pth: the weights are of a fused network, .* from before fuse\(\)$"
+    ):
         run(folder, checkpoint="fused.pth")
