@@ -22,8 +22,8 @@ from comparison.table import write_table
 from training.checkpoint import atomic_write
 from training.distributed import join_world, launched_size
 from training.entry import run_program
-from training.errors import DataError, OptionError
-from training.interrupt import Interrupted, StopGuard
+from training.errors import OptionError, TrainingError
+from training.interrupt import StopGuard
 from training.memory import keep_decoded
 from training.options import parse_explicit
 from training.run_folder import make_folder
@@ -37,24 +37,24 @@ def main(argv: list[str]) -> Record:
         UserError: something the user can put right.
         Interrupted: stopped by a signal; the state was saved.
     """
-    settings = complete(parse_explicit(argv, __doc__, Settings))
+    explicit = parse_explicit(argv, __doc__, Settings)
     if launched_size() > 1:
         raise OptionError("--nproc-per-node: compare.py trains in one process; start it without torchrun")
-    record = open_record(settings)
+    record = open_record(explicit.get("output_dir", Settings.output_dir))
+    settings = complete(record.complete(explicit))
     make_folder(settings.output_dir)
     train, val = map(keep_decoded, open_training_sources(settings.data_path, settings.val_path))
     world = join_world(settings.device)
     with StopGuard(world) as guard:
         session = Session(settings, record, world, guard, (train, val))
+        session.prepare()
+        print(session.describe_start(), flush=True)
         try:
-            session.prepare()
-            print(session.describe_start(), flush=True)
             session.train_all()
-        except (Interrupted, DataError):
-            print("saved; continue with the same command", flush=True)
-            raise
         finally:
             write_results(record, settings.output_dir)
+    if not record.runs:
+        raise TrainingError("every run has diverged: choose a lower --lr, and another --output-dir")
     print("", write_table(record), sep="\n")
     print(f"written to {settings.output_dir}: comparison.md, comparison.png, comparison.json")
     return record

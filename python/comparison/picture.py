@@ -50,6 +50,7 @@ def _draw_panel(axes, record: Record, fraction: float) -> None:
     axes.set_xlabel("epoch" if repeats == 1 else f"epoch ({repeats} passes over the images)")
     axes.set_ylabel("top-1 accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))  # a wide band may reach below
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")

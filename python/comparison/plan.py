@@ -27,7 +27,7 @@ class Trial:
 
 
 def plan_trials(settings: Settings) -> list[Trial]:
-    """The core question first, seed by seed, so that what is finished when somebody stops can be compared."""
+    """The core question first, seed by seed, so that what is finished when it is stopped can be compared already."""
     core = [name for name in settings.models if name in CORE]
     others = [name for name in settings.models if name not in CORE]
     return [

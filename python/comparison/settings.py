@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from training.compute import default_dtype
 from training.errors import OptionError
 from training.options import Options, flag, option
 from training.rules import check, check_compute, device_type, resolve
@@ -29,8 +31,8 @@ class Settings:
         nargs="+", metavar="F",
     )  # fmt: skip
     repeats: tuple[int, ...] | None = option(
-        None, "for each part, passes over its images that count as one epoch (default: 1 3)", "comparison",
-        nargs="+", metavar="N",
+        None, "for each part, passes over its images that count as one epoch (default: 1 3; 1 each with --fractions)",
+        "comparison", nargs="+", metavar="N",
     )  # fmt: skip
     val_fraction: float | None = option(None, "judge on this part of the images (default: 1; CPU: 0.2)", "comparison")
     seeds: int | None = option(None, f"seeds of {', '.join(CORE)} (default: 3)", "comparison")
@@ -44,7 +46,7 @@ class Settings:
     lr: float | None = option(None, "peak learning rate, the same for every network (default: 2e-3)", "recipe")
 
     output_dir: str = option("output/comparison", "where it is kept; the same command continues it", "run")
-    device: str = option("auto", "cuda, cuda:1 or cpu (default: a GPU if there is one)", "run")
+    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "run")
     amp_dtype: str | None = option(
         None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "run"
     )
@@ -76,6 +78,15 @@ WARMUP = 0.1
 """Part of the epochs in which the learning rate rises."""
 
 
+# What may differ from one call to the next without making a run another one: where it is computed and shown.
+OF_THE_MACHINE = (
+    "data_path", "val_path", "output_dir", "num_workers", "device", "compile", "channels_last", "log_seconds",
+)  # fmt: skip
+OF_THE_TRIAL = (
+    "model", "model_kwargs", "train_fraction", "val_fraction", "epoch_repeats", "seed", "epochs", "warmup_epochs",
+)  # fmt: skip
+
+
 def complete(explicit: dict) -> Settings:
     """The explicit settings, and what the device suggests for the others.
 
@@ -88,7 +99,8 @@ def complete(explicit: dict) -> Settings:
         raise OptionError("--minutes sets the epochs, --epochs gives them: leave one of them out")
     device = explicit.get("device", "auto")
     check_compute(device, explicit.get("amp_dtype"))
-    suggested = dict(GPU if device_type(device) == "cuda" else CPU)
+    kind = device_type(device)
+    suggested = dict(GPU if kind == "cuda" else CPU, amp_dtype=default_dtype(kind))
     if "fractions" not in explicit:
         suggested["repeats"] = REPEATS
     elif "repeats" not in explicit:
@@ -103,13 +115,19 @@ def _check(settings: Settings) -> None:
         values = getattr(settings, name)
         if len(set(values)) != len(values):
             raise OptionError(f"{flag(name)} names something twice: {' '.join(map(str, values))}")
+    for fraction in settings.fractions:
+        if not 0 < fraction <= 1:
+            raise OptionError(f"--fractions must be more than 0 and at most 1, got {fraction}")
+    for count in settings.repeats:
+        if count < 1:
+            raise OptionError(f"--repeats must be 1 or more, got {count}")
     if len(settings.repeats) != len(settings.fractions):
         raise OptionError(
             f"--repeats needs one number for each of --fractions {' '.join(map(str, settings.fractions))}, "
             f"got {' '.join(map(str, settings.repeats))}"
         )
     for name in ("seeds", "other_seeds", "minutes"):
-        if getattr(settings, name) <= 0:
+        if not 0 < getattr(settings, name) < math.inf:
             raise OptionError(f"{flag(name)} must be more than 0, got {getattr(settings, name)}")
     if settings.epochs is not None and settings.epochs < 2:
         raise OptionError(f"--epochs must be 2 or more, a warm-up and what follows, got {settings.epochs}")
@@ -131,3 +149,19 @@ def training_options(settings: Settings, contender: Contender, fraction: float, 
         "epochs": epochs,
         "warmup_epochs": max(1, round(WARMUP * epochs)),
     })  # fmt: skip
+
+
+def describe_recipe(settings: Settings) -> dict:
+    """All that is the same for every run, also what the trainer's defaults add."""
+    options = training_options(settings, CONTENDERS[settings.models[0]], settings.fractions[0], seed=0, epochs=2)
+    return {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in (*OF_THE_MACHINE, *OF_THE_TRIAL)
+    }
+
+
+def same_run(options: Options, saved: dict) -> bool:
+    """Whether a checkpoint with the options `saved` is of the run that `options` describe."""
+    ours = dataclasses.asdict(options)
+    return all(saved.get(name) == value for name, value in ours.items() if name not in OF_THE_MACHINE)

@@ -5,6 +5,13 @@ from __future__ import annotations
 
 from comparison.record import Record
 
+EXPLANATION = (
+    "Top-1 accuracies in percent; mean ± deviation over seeds. *mix − it*, at the end, and *mix reaches it in*, "
+    "the first epoch after which the mix's mean is at least the other's final one, take only the seeds that both have: "
+    "the columns of accuracies may give other numbers. *training images/s*: with loading, without evaluation and the "
+    "first epoch. Networks have equally many parameters, but not multiply-adds, which depend on the layout."
+)
+
 
 def milestones(epochs: int) -> list[int]:
     """The epochs whose accuracies are shown: the first, quarters, the last."""
@@ -19,12 +26,16 @@ def write_table(record: Record) -> str:
         if rows:
             images = record.images[f"{fraction:g}"]
             parts.append(f"**{images:,} training images** ({100 * fraction:g} %)\n\n{_table(record, rows)}")
-    parts.append(_equalized(record))
+        lost = [run for run in record.diverged if run["fraction"] == fraction]
+        if lost:
+            words = (f"{run['contender']} with seed {run['seed']}, in epoch {run['epoch']}" for run in lost)
+            parts.append(f"Diverged on {100 * fraction:g} %, and so not in the table: {'; '.join(words)}.")
+    parts += [EXPLANATION, _equalized(record)]
     return "\n\n".join(parts) + "\n"
 
 
 def _conditions(record: Record) -> str:
-    settings, conditions = record.settings, record.conditions
+    settings = record.settings
     repeats = dict(zip(settings["fractions"], settings["repeats"], strict=True))
     passes = "; ".join(
         f"{record.images[f'{part:g}']:,} training images, {count} pass{'es' if count > 1 else ''} an epoch"
@@ -32,9 +43,16 @@ def _conditions(record: Record) -> str:
     )
     return (
         f"{passes}; judged on {record.images['validation']:,} others. {record.epochs} epochs, batch "
-        f"{settings['batch_size']}, AdamW, peak learning rate {settings['lr']:g}, the same for every network. "
-        f"{conditions['device']}, {conditions['threads']} CPU threads, torch {conditions['torch']}, "
-        f"timm {conditions['timm']}, container_kernels {conditions['container_kernels']}."
+        f"{settings['batch_size']}, AdamW, peak learning rate {settings['lr']:g}, {settings['amp_dtype']}, the same "
+        f"for every network. {'; other runs: '.join(map(_machine, record.conditions))}."
+    )
+
+
+def _machine(conditions: dict) -> str:
+    threads = conditions["threads"]
+    return (
+        f"{conditions['device']}, {threads} CPU thread{'s' if threads > 1 else ''}, torch {conditions['torch']}, "
+        f"timm {conditions['timm']}, container_kernels {conditions['container_kernels']}"
     )
 
 
@@ -43,7 +61,7 @@ def _table(record: Record, rows: list[dict]) -> str:
     titles = [
         "network", "affinity", "parameters", "M multiply-adds",
         *(f"top-1 after {epoch}" if epoch == shown[0] else f"{epoch}" for epoch in shown[:-1]),
-        f"{shown[-1]} epochs", "mix − it", "mix reaches it in", "seeds", "images/s",
+        f"{shown[-1]} epochs", "mix − it (same seeds)", "mix reaches it in", "seeds", "training images/s",
     ]  # fmt: skip
     lines = [titles, ["---"] * len(titles)]
     for row in rows:

@@ -12,6 +12,7 @@ from comparison.budget import SAFETY, Speed, choose_epochs
 from comparison.contenders import CONTENDERS, CORE
 from comparison.cost import count_cost
 from comparison.plan import Trial, plan_trials
+from comparison.record import FORMAT
 from comparison.settings import Settings, complete, training_options
 from PIL import Image
 from training.errors import CheckpointError, OptionError
@@ -58,7 +59,8 @@ def test_a_comparison_leaves_its_records(finished):
     saved = json.loads((folder / "comparison.json").read_text())
     assert saved["runs"] == record.runs and len(saved["runs"]) == 8 and saved["epochs"] == 2
     assert saved["images"] == {"validation": 6, "1": 24, "0.5": 12}
-    assert {"device", "threads", "torch", "timm", "container_kernels"} <= set(saved["conditions"])
+    assert len(saved["conditions"]) == 1 and {run["conditions"] for run in saved["runs"]} == {0}
+    assert {"device", "threads", "torch", "timm", "container_kernels"} <= set(saved["conditions"][0])
     table = (folder / "comparison.md").read_text()
     assert "24 training images, 1 pass an epoch; 12 training images, 2 passes an epoch; judged on 6 others" in table
     assert table.count("| mix (pyramid) | dynamic + local | 0.912 M |") == 2
@@ -113,9 +115,16 @@ def test_more_seeds_extend_a_comparison_and_another_recipe_is_refused(images, tm
 
 
 def test_a_damaged_record_is_named(images, tmp_path):
-    (tmp_path / "comparison.json").write_text('{"format": "something else"}')
-    with pytest.raises(CheckpointError, match=r"comparison.json cannot be read as a comparison: expected format"):
-        compare.main(arguments(images, tmp_path))
+    for content, message in (
+        ('{"format": "something else"}', "expected format"),
+        ("null", "NoneType"),
+        (json.dumps({"format": FORMAT}), "settings lack fractions, "),
+        (json.dumps({"format": FORMAT, "settings": None}), "NoneType"),
+        (json.dumps({"format": FORMAT, "runs": [dict(contender="mix", fraction=1, seed=0)]}), "'history' is missing"),
+    ):
+        (tmp_path / "comparison.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"comparison.json cannot be read as a comparison: .*" + message):
+            compare.main(arguments(images, tmp_path))
 
 
 def test_minutes_set_the_epochs(images, tmp_path, capsys, monkeypatch):
@@ -134,7 +143,9 @@ def test_minutes_set_the_epochs(images, tmp_path, capsys, monkeypatch):
         assert row["images_per_second"] / 4 < measured.training < 4 * row["images_per_second"]
         assert 0 < measured.start < spent and 0 < measured.save < spent and measured.validation > 0
     again = compare.main(words)  # the epochs are those of the record, nothing is measured
-    assert "measured" not in capsys.readouterr().out and len(asked) == 1 and again.runs == record.runs
+    output = capsys.readouterr().out
+    assert "measured" not in output and "epochs    as when the comparison began, whatever --minutes" in output
+    assert len(asked) == 1 and again.runs == record.runs
 
 
 def test_epochs_fill_the_minutes():
@@ -195,7 +206,10 @@ def test_one_recipe_for_all():
         ("--data-path x --models mix resnet50", "--models: invalid choice: 'resnet50'"),
         ("--data-path x --models mix mix", "--models names something twice: mix mix"),
         ("--data-path x --fractions 1 0.5 --repeats 1", "--repeats needs one number for each of --fractions 1.0 0.5"),
-        ("--data-path x --fractions 2", "--train-fraction must be more than 0 and at most 1, got 2.0"),
+        ("--data-path x --fractions 2", "--fractions must be more than 0 and at most 1, got 2.0"),
+        ("--data-path x --fractions 1 --repeats 0", "--repeats must be 1 or more, got 0"),
+        ("--data-path x --minutes nan", "--minutes must be more than 0, got nan"),
+        ("--data-path x --minutes inf", "--minutes must be more than 0, got inf"),
         ("--data-path x --seeds 0", "--seeds must be more than 0, got 0"),
         ("--data-path x --epochs 1", "--epochs must be 2 or more"),
         ("--data-path x --epochs 3 --minutes 3", "--minutes sets the epochs, --epochs gives them"),

@@ -38,9 +38,9 @@ def record():
     names = ("mix", "static", "dynamic")
     return Record(
         "comparison.json",
-        settings=dict(fractions=[0.2, 0.02], repeats=[1, 3], batch_size=64, lr=2e-3),
+        settings=dict(fractions=[0.2, 0.02], repeats=[1, 3], batch_size=64, lr=2e-3, amp_dtype="float32"),
         epochs=4,
-        conditions=dict(device="a CPU", threads=2, torch="2.15", timm="1.0", container_kernels="0.1"),
+        conditions=[dict(device="a CPU", threads=2, torch="2.15", timm="1.0", container_kernels="0.1")],
         contenders={name: dict(contender, multiply_adds=20_700_000) for name in names},
         images={"validation": 2000, "0.2": 10_000, "0.02": 1000},
         runs=RUNS,
@@ -77,6 +77,19 @@ def test_the_table_shows_them(record):
     assert "**10,000 training images** (20 %)" in table and "**1,000 training images** (2 %)" in table
     assert "1,000 training images, 3 passes an epoch; judged on 2,000 others" in table
     assert "mix: MLP ratio 4; static: MLP ratio 4" in table
+    assert heads[0][8:] == ["mix − it (same seeds)", "mix reaches it in", "seeds", "training images/s"]
+    assert "learning rate 0.002, float32, the same for every network. a CPU, 2 CPU threads, torch 2.15, timm" in table
+    assert "Diverged" not in table and "other runs:" not in table
+
+
+def test_the_table_names_every_machine_and_what_has_diverged(record):
+    record.conditions.append(dict(record.conditions[0], device="a GPU", threads=1))
+    record.diverged = [dict(contender="deit", fraction=0.02, seed=1, epoch=3)]
+    table = write_table(record)
+    assert "a CPU, 2 CPU threads, " in table and "other runs: a GPU, 1 CPU thread, torch" in table
+    few = table[table.index("**1,000 training images**") :]
+    assert "Diverged on 2 %, and so not in the table: deit with seed 1, in epoch 3." in few
+    assert table.count("Diverged") == 1
 
 
 def test_milestones_are_the_quarters():
