@@ -65,13 +65,27 @@ def resolve(explicit: dict, saved: dict | None = None) -> Options:
         return Options(**{**recipe, **explicit})
     for name, value in explicit.items():
         before = saved.get(name, DEFAULTS[name])  # an option that is younger than the run had no other effect then
-        if name not in CHANGEABLE_ON_RESUME and before != value:
+        if name not in CHANGEABLE_ON_RESUME and _tuples(before) != _tuples(value):
             raise OptionError(
-                f"{flag(name)} {value} contradicts the resumed run, which has {before}; "
+                f"{flag(name)} {_words(value)} contradicts the resumed run, which has {_words(before)}; "
                 "leave it out, or start a new run from these weights with --initial-checkpoint"
             )
     known = DEFAULTS.keys() - NEVER_INHERITED
     return Options(**{**{name: value for name, value in saved.items() if name in known}, **explicit})
+
+
+def _tuples(value):
+    """depths=[1, 2] means what depths=(1, 2) does."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _words(value) -> str:
+    """As on a command line."""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check(options: Options, explicit: set[str], world_size: int = 1) -> None:
@@ -208,7 +222,8 @@ def _check_files(options: Options) -> None:
 def require_file(name: str, path: str | None) -> None:
     """Raises OptionError if the option was given and names no file."""
     if path is not None and not os.path.isfile(path):
-        raise OptionError(f"{flag(name)} {path}: there is no such file")
+        reason = "it is a folder, not a file" if os.path.isdir(path) else "there is no such file"
+        raise OptionError(f"{flag(name)} {path}: {reason}")
 
 
 def _check_schedule(options: Options, world_size: int) -> None:

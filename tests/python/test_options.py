@@ -143,6 +143,10 @@ def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
         OptionError, match=r"--lr 0.1 contradicts the resumed run, which has 0.001.*--initial-checkpoint"
     ):
         options_of("--lr 0.1", saved)
+    saved["model_kwargs"] = {"depths": (1, 1), "static": "local"}
+    assert options_of("--model-kwargs depths=[1,1] static=local", saved).model_kwargs["depths"] == [1, 1]
+    with pytest.raises(OptionError, match=r"--model-kwargs depths=\(1, 2\) contra.* depths=\(1, 1\) static=local; "):
+        options_of("--model-kwargs depths=(1,2)", saved)
     # a run from before there was --train-fraction took all images
     assert options_of("--train-fraction 1", saved).train_fraction == 1
     with pytest.raises(OptionError, match=r"--train-fraction 0.1 contradicts the resumed run, which has 1.0"):
@@ -152,6 +156,8 @@ def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
 def test_missing_files_and_folders_are_named(images, tmp_path):
     with pytest.raises(OptionError, match=r"--resume nowhere.pth: there is no such file"):
         train.main(["--resume", "nowhere.pth"])
+    with pytest.raises(OptionError, match=r"--resume .*: it is a folder, not a file"):
+        train.main(["--resume", str(tmp_path)])
     with pytest.raises(DataError, match="--data-path nowhere does not exist"):
         train.main(["--data-path", "nowhere"])
     with pytest.raises(DataError, match="--batch-size 4096 is more than an epoch's 24 images"):
