@@ -7,6 +7,7 @@ import statistics
 
 import compare
 import pytest
+import torch
 import validate
 from comparison.budget import SAFETY, Speed, choose_epochs
 from comparison.contenders import CONTENDERS, CORE
@@ -197,6 +198,14 @@ def test_one_recipe_for_all():
         del recipe["model"], recipe["model_kwargs"]
         assert recipe == recipes[0]
     assert (recipes[0]["seed"], recipes[0]["epochs"], recipes[0]["train_fraction"]) == (3, 7, 0.2)
+
+
+def test_a_gpu_suggests_every_network_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = settings_of("--data-path x")
+    assert settings.models == tuple(CONTENDERS) and settings.fractions == (1.0, 0.1) and settings.repeats == (1, 3)
+    assert (settings.amp_dtype, settings.minutes) == ("bfloat16", 9)  # written out: a CPU suggests something else
+    assert settings_of("--data-path x --device cpu").amp_dtype == "float32"
 
 
 @pytest.mark.parametrize(
