@@ -174,7 +174,7 @@ def open_validation_source(data_path: str | None, val_path: str | None = None) -
     Raises:
         DataError: a path is missing, or a class is empty.
     """
-    if data_path is None:
+    if data_path is None and val_path is None:
         return DigitsSource(train=False)
     name, path = ("--data-path", data_path) if val_path is None else ("--val-path", val_path)
     return _find_split(name, path, VALIDATION_NAMES) or _open_tree(name, path)

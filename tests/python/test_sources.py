@@ -61,6 +61,7 @@ def test_every_layout_of_a_data_set_is_found(images, tmp_path):
         assert [content(source) for source in sources] == expected, (data_path, val_path)
     for path in (images, both, val, images / "val"):
         assert content(open_validation_source(str(path))) == expected[1]
+        assert content(open_validation_source(None, str(path))) == expected[1]
 
 
 def test_a_digest_belongs_to_the_images_and_not_to_their_place(own_images, tmp_path):
