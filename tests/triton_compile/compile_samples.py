@@ -1,0 +1,136 @@
+"""Which cases are compiled: the shapes of our networks, one per branch of the launch rules, and random ones by a fixed seed."""
+
+import random
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+from compile_cases import SHARED_MEMORY, Case, DepthwiseCase, MixCase, NormCase, ProductCase
+
+CAPABILITIES = tuple(SHARED_MEMORY)
+DTYPES = ("bfloat16", "float16", "float32", "tf32")
+# head_dim of networks; others are drawn.
+HEAD_DIMS = tuple(range(16, 129, 8))
+GRIDS = ((1, 1), (1, 7), (3, 3), (5, 5), (7, 7), (10, 10), (13, 13), (14, 14), (16, 16), (197, 1), (20, 21), (28, 28))
+WINDOWS = ((0, 0), (1, 1), (3, 3), (5, 5), (7, 7), (3, 5), (7, 1))
+# The stages of the pyramids, DeiT and Mixer, the tokens of Mixer in the place of channels.
+PRODUCTS = (
+    (64, 512, 64),
+    (128, 1024, 128),
+    (320, 1280, 320),
+    (512, 2048, 512),
+    (192, 768, 192),
+    (384, 1536, 384),
+    (768, 3072, 768),
+    (196, 384, 196),
+)
+# Padding, of channels and of tiles, on chip and in memory; other widths out than in; rows that are not aligned.
+UNEVEN_PRODUCTS = (
+    (20, 70, 33),
+    (100, 70, 97),
+    (7, 9, 5),
+    (48, 96, 100),
+    (16, 64, 16),
+    (32, 256, 32),
+    (96, 1000, 64),
+    (130, 70, 200),
+    (256, 64, 32),
+    (40, 160, 40),
+    (72, 288, 72),
+    (1, 1, 1),
+)
+
+
+def mix(capability: int, dtype: str, grid: tuple[int, int], head_dim: int, window: int = 0, **others) -> MixCase:
+    return MixCase(capability, dtype, *grid, head_dim, window=(window, window), **others)
+
+
+def branches() -> list[Case]:
+    """One case per branch of the launch rules: whole rows and tiles, each accumulator width, padding, both static terms;
+    and the columns of DeiT-S and CONTAINER-PAM."""
+    cases = []
+    for capability in (80, 90):
+        cases += [
+            mix(capability, "bfloat16", (7, 7), 32, 5),
+            mix(capability, "bfloat16", (14, 14), 32, 5, dense=True),
+            mix(capability, "float16", (28, 28), 64, 3),
+            mix(capability, "float32", (7, 7), 32, 5),
+            mix(capability, "bfloat16", (197, 1), 64),
+            mix(capability, "bfloat16", (197, 1), 64, dense=True),
+            DepthwiseCase(capability, "bfloat16", 56, 56, 64, (5, 5)),
+            ProductCase(capability, "bfloat16", *PRODUCTS[0]),
+            ProductCase(capability, "float16", *PRODUCTS[1], full=False),
+            ProductCase(capability, "bfloat16", *PRODUCTS[2]),
+            ProductCase(capability, "float32", *PRODUCTS[0]),
+            ProductCase(capability, "tf32", *PRODUCTS[2], full=False),
+            ProductCase(capability, "float16", *UNEVEN_PRODUCTS[0]),
+            ProductCase(capability, "bfloat16", *PRODUCTS[-1], full=False),
+            NormCase(capability, "bfloat16", 64),
+            NormCase(capability, "float32", 320),
+            NormCase(capability, "float16", 37),
+        ]
+    return [
+        *cases,
+        mix(80, "float16", (3, 3), 20, 3),
+        mix(90, "bfloat16", (20, 20), 256),
+        DepthwiseCase(80, "float32", 14, 14, 64, (7, 7)),
+    ]
+
+
+def random_case(draw: random.Random, capability: int, dtype: str) -> Case:
+    """Anything that may be asked for: sizes over orders of magnitude, odd ones as likely as even ones."""
+    kind = draw.choices((MixCase, DepthwiseCase, ProductCase, NormCase), weights=(5, 2, 3, 0.5))[0]
+    size = lambda most: draw.choice((draw.randint(1, most), 8 * draw.randint(1, most // 8)))  # noqa: E731
+    if kind is MixCase:
+        grid = draw.choice(GRIDS)
+        window, dense = draw.choice(WINDOWS), draw.random() < 0.3
+        return MixCase(capability, dtype, *grid, size(256), draw.choice((1, 3, 4, 10)), window, dense)
+    if kind is DepthwiseCase:
+        window = draw.choice(WINDOWS[1:])
+        return DepthwiseCase(capability, dtype, draw.randint(1, 60), draw.randint(1, 60), size(320), window)
+    if kind is ProductCase:
+        most = draw.choice((32, 64, 128, 600))
+        channels = size(most)
+        out_channels = channels if draw.random() < 0.5 else size(most)
+        return ProductCase(capability, dtype, channels, size(4 * most), out_channels, draw.random() < 0.5)
+    return NormCase(capability, dtype, size(600))
+
+
+def random_cases(count: int, seed: int) -> list[Case]:
+    """`count` different cases, GPUs and dtypes in turn."""
+    draw = random.Random(seed)
+    cases: dict[Case, None] = {}
+    while len(cases) < count:
+        turn = len(cases)
+        capability = CAPABILITIES[turn % len(CAPABILITIES)]
+        cases[random_case(draw, capability, DTYPES[turn // len(CAPABILITIES) % len(DTYPES)])] = None
+    return list(cases)
+
+
+def network_cases() -> Iterator[Case]:
+    """Every GPU and dtype with every head_dim that networks use, the window and the grids of the stages, every MLP."""
+    for capability in CAPABILITIES:
+        for dtype in DTYPES:
+            for head_dim in (*HEAD_DIMS, 256):
+                yield mix(capability, dtype, (7, 7), head_dim, 5)
+                yield mix(capability, dtype, (14, 14), head_dim, 5)
+                yield mix(capability, dtype, (28, 28), head_dim, 5)
+                yield mix(capability, dtype, (197, 1), head_dim, dense=True)
+            for sizes in (*PRODUCTS, *UNEVEN_PRODUCTS):
+                yield ProductCase(capability, dtype, *sizes)
+                yield ProductCase(capability, dtype, *sizes, full=False)
+            if dtype != "tf32":
+                for window in (1, 3, 5, 7):
+                    yield DepthwiseCase(capability, dtype, 14, 14, 64, (window, window))
+                    yield DepthwiseCase(capability, dtype, 14, 14, 40, (window, window))
+                for channels in (64, 320, 37):
+                    yield NormCase(capability, dtype, channels)
+
+
+@cache
+def exhaustive() -> tuple[Case, ...]:
+    """All that a release is held to."""
+    return tuple(unique((*branches(), *network_cases(), *random_cases(1500, seed=1))))
+
+
+def unique(cases: Iterable[Case]) -> list[Case]:
+    return list(dict.fromkeys(cases))
