@@ -1,4 +1,4 @@
-"""Which cases are compiled: the shapes of our networks, one per branch of the launch rules, and random ones by a fixed seed."""
+"""Samples of cases: the shapes of our networks, one per branch of the launch rules, random ones by a fixed seed."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -45,8 +45,8 @@ def mix(capability: int, dtype: str, grid: tuple[int, int], head_dim: int, windo
 
 
 def branches() -> list[Case]:
-    """One case per branch of the launch rules: whole rows and tiles, each accumulator width, padding, both static terms;
-    and the columns of DeiT-S and CONTAINER-PAM."""
+    """One case per branch of the launch rules: whole rows and tiles, accumulator widths, padding, both static terms, and
+    the columns of DeiT-S and CONTAINER-PAM."""
     cases = []
     for capability in (80, 90):
         cases += [

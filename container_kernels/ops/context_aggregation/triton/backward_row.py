@@ -21,6 +21,7 @@ from .primitives import (
     load_affinity,
     load_tokens,
     locate,
+    softmax_weights,
     store_tokens,
 )
 
@@ -30,19 +31,18 @@ def add_dense_transposed(
     accumulator,
     grad_out_head,
     affinity_head,
-    keys,
+    first_key,
     n,
     stride_n,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """accumulator[j] += Σ_i affinity[i, j] grad_out[i], in grad_out's precision, 16 queries at a time for registers."""
     for start in range(0, n, 16):
-        queries = start + tl.arange(0, 16)
-        grad_out = load_tokens(grad_out_head, queries, n, stride_n, HEAD_DIM, BLOCK_D)
-        affinity = load_affinity(affinity_head, queries, keys, n)
+        grad_out = load_tokens(grad_out_head, start, n, stride_n, HEAD_DIM, 16, BLOCK_D)
+        affinity = load_affinity(affinity_head, start, first_key, n, 16, BLOCK_N)
         accumulator = dot(tl.trans(rounded(affinity, grad_out.dtype)), grad_out, accumulator, PRECISION)
     return accumulator
 
@@ -55,7 +55,7 @@ def finish_grad_v(
     affinity_ptr,
     grad_v_head,
     head,
-    keys,
+    first_key,
     n,
     num_heads,
     height,
@@ -67,7 +67,7 @@ def finish_grad_v(
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Add the transposed static terms to alpha · Pᵀ grad_out and write grad_v."""
     if affinity_ptr is not None:
@@ -76,13 +76,13 @@ def finish_grad_v(
             accumulator,
             grad_out_head,
             affinity_head,
-            keys,
+            first_key,
             n,
             stride_n,
             PRECISION,
             HEAD_DIM,
             BLOCK_D,
-            BLOCK_M,
+            BLOCK_N,
         )
     if taps_ptr is not None:
         accumulator = add_local(
@@ -90,7 +90,7 @@ def finish_grad_v(
             grad_out_head,
             taps_ptr,
             head,
-            keys,
+            first_key,
             height,
             width,
             stride_n,
@@ -99,9 +99,10 @@ def finish_grad_v(
             KERNEL_W,
             True,
             HEAD_DIM,
+            BLOCK_N,
             BLOCK_D,
         )
-    store_tokens(grad_v_head, accumulator, keys, n, grad_v_stride_n, HEAD_DIM, BLOCK_D)
+    store_tokens(grad_v_head, accumulator, first_key, n, grad_v_stride_n, HEAD_DIM, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -131,6 +132,7 @@ def backward_row_kernel(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -138,26 +140,28 @@ def backward_row_kernel(
 ):
     """All gradients of one head of one image (n <= BLOCK_N); grad_alpha (B, M) holds this head's share."""
     _, head, batch = locate(1, num_heads)
-    keys = tl.arange(0, BLOCK_N)
-    q_head = head_of(q_ptr, q_strides, batch, head)
-    grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
-    grad_q_head = head_of(grad_q_ptr, grad_strides, batch, head)
+    q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
+    k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
+    v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
+    grad_out_head, grad_out_stride = head_of(grad_out_ptr, grad_out_strides, batch, head, UNIT)
+    grad_q_head, grad_stride = head_of(grad_q_ptr, grad_strides, batch, head, UNIT)
+    grad_k_head, _ = head_of(grad_k_ptr, grad_strides, batch, head, UNIT)
+    grad_v_head, _ = head_of(grad_v_ptr, grad_strides, batch, head, UNIT)
     logsumexp_head = logsumexp_ptr + (batch * num_heads + head) * n
     alpha = tl.load(alpha_ptr + head)
 
-    k = load_tokens(head_of(k_ptr, k_strides, batch, head), keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-    v = load_tokens(head_of(v_ptr, v_strides, batch, head), keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+    k = load_tokens(k_head, 0, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_tokens(v_head, 0, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     deltas = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, n, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        q = load_tokens(q_head, queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
-        grad_out = load_tokens(grad_out_head, queries, n, grad_out_strides[1], HEAD_DIM, BLOCK_D)
+        q = load_tokens(q_head, start, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
+        grad_out = load_tokens(grad_out_head, start, n, grad_out_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
         logsumexp = tl.load(logsumexp_head + queries, mask=queries < n, other=float("inf"))
         zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        scores = dot(k, tl.trans(q), zeros, PRECISION) * (scale * LOG2E) - (logsumexp * LOG2E)[None, :]
-        weights = tl.where(keys[:, None] < n, tl.exp2(scores), 0.0)
+        weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), (logsumexp * LOG2E)[None, :], scale)
         grad_v = dot(rounded(weights, grad_out.dtype), grad_out, grad_v, PRECISION)
         grad_weights = dot(v, tl.trans(grad_out), zeros, PRECISION)
         delta = tl.sum(weights * grad_weights, 0)
@@ -165,29 +169,28 @@ def backward_row_kernel(
         grad_scores = rounded(weights * (grad_weights - delta[None, :]), k.dtype)
         grad_k = dot(grad_scores, q, grad_k, PRECISION)
         grad_q = dot(tl.trans(grad_scores), k, tl.zeros([BLOCK_M, BLOCK_D], tl.float32), PRECISION)
-        store_tokens(grad_q_head, grad_q * (alpha * scale), queries, n, grad_strides[1], HEAD_DIM, BLOCK_D)
+        store_tokens(grad_q_head, grad_q * (alpha * scale), start, n, grad_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
 
     tl.store(grad_alpha_ptr + batch * num_heads + head, tl.sum(deltas, 0))
-    grad_k_head = head_of(grad_k_ptr, grad_strides, batch, head)
-    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, grad_strides[1], HEAD_DIM, BLOCK_D)
+    store_tokens(grad_k_head, grad_k * (alpha * scale), 0, n, grad_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     finish_grad_v(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,
         affinity_ptr,
-        head_of(grad_v_ptr, grad_strides, batch, head),
+        grad_v_head,
         head,
-        keys,
+        0,
         n,
         num_heads,
         height,
         width,
-        grad_out_strides[1],
-        grad_strides[1],
+        grad_out_stride,
+        grad_stride,
         KERNEL_H,
         KERNEL_W,
         PRECISION,
         HEAD_DIM,
         BLOCK_D,
-        BLOCK_M,
+        BLOCK_N,
     )

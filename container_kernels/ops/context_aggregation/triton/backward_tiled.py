@@ -10,26 +10,33 @@ import triton.language as tl
 
 from ...triton_primitives import dot, rounded
 from .backward_row import finish_grad_v
-from .primitives import LOG2E, head_of, load_tokens, locate, store_tokens
+from .primitives import LOG2E, head_of, load_tokens, locate, softmax_weights, store_tokens
 
 
 @triton.jit
 def weights_and_gradient(
     q,
     grad_out,
-    k,
-    v,
-    logsumexp_log2,
-    keys,
+    k_head,
+    v_head,
+    k_stride,
+    v_stride,
+    start,
     n,
-    scale_log2,
+    logsumexp_log2,
+    scale,
     PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """P and dP of one (queries, keys) tile, P recomputed from logsumexp and zero for absent keys."""
-    zeros = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
-    scores = dot(q, tl.trans(k), zeros, PRECISION) * scale_log2 - logsumexp_log2[:, None]
-    weights = tl.where(keys[None, :] < n, tl.exp2(scores), 0.0)
-    return weights, dot(grad_out, tl.trans(v), zeros, PRECISION)
+    """P and dP of the (queries, keys) tile whose keys begin at `start`, and these keys."""
+    k = load_tokens(k_head, start, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    weights = softmax_weights(dot(q, tl.trans(k), zeros, PRECISION), logsumexp_log2[:, None], scale)
+    return weights, dot(grad_out, tl.trans(v), zeros, PRECISION), k
 
 
 @triton.jit
@@ -51,6 +58,7 @@ def backward_query_kernel(
     num_heads,
     scale,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -58,40 +66,64 @@ def backward_query_kernel(
 ):
     """grad_q and delta (B, M, N) of one block of queries."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
-    queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    k_head = head_of(k_ptr, k_strides, batch, head)
-    v_head = head_of(v_ptr, v_strides, batch, head)
+    first_query = tile * BLOCK_M
+    q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
+    k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
+    v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
+    grad_out_head, grad_out_stride = head_of(grad_out_ptr, grad_out_strides, batch, head, UNIT)
+    queries = first_query + tl.arange(0, BLOCK_M)
     rows = (batch * num_heads + head) * n + queries
 
-    q = load_tokens(head_of(q_ptr, q_strides, batch, head), queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
-    grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
-    grad_out = load_tokens(grad_out_head, queries, n, grad_out_strides[1], HEAD_DIM, BLOCK_D)
+    q = load_tokens(q_head, first_query, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
+    grad_out = load_tokens(grad_out_head, first_query, n, grad_out_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
     logsumexp_log2 = tl.load(logsumexp_ptr + rows, mask=queries < n, other=float("inf")) * LOG2E
 
     delta = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, n, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
-        weights, grad_weights = weights_and_gradient(
-            q, grad_out, k, v, logsumexp_log2, keys, n, scale * LOG2E, PRECISION
+        weights, grad_weights, _ = weights_and_gradient(
+            q,
+            grad_out,
+            k_head,
+            v_head,
+            k_stride,
+            v_stride,
+            start,
+            n,
+            logsumexp_log2,
+            scale,
+            PRECISION,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
         )
         delta += tl.sum(weights * grad_weights, 1)
     tl.store(delta_ptr + rows, delta, mask=queries < n)
 
     grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, n, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
-        weights, grad_weights = weights_and_gradient(
-            q, grad_out, k, v, logsumexp_log2, keys, n, scale * LOG2E, PRECISION
+        weights, grad_weights, k = weights_and_gradient(
+            q,
+            grad_out,
+            k_head,
+            v_head,
+            k_stride,
+            v_stride,
+            start,
+            n,
+            logsumexp_log2,
+            scale,
+            PRECISION,
+            HEAD_DIM,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
         )
         grad_scores = weights * (grad_weights - delta[:, None])
         grad_q = dot(rounded(grad_scores, k.dtype), k, grad_q, PRECISION)
     grad_q *= tl.load(alpha_ptr + head) * scale
-    grad_q_head = head_of(grad_q_ptr, grad_strides, batch, head)
-    store_tokens(grad_q_head, grad_q, queries, n, grad_strides[1], HEAD_DIM, BLOCK_D)
+    grad_q_head, grad_stride = head_of(grad_q_ptr, grad_strides, batch, head, UNIT)
+    store_tokens(grad_q_head, grad_q, first_query, n, grad_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
 
 
 @triton.jit
@@ -120,6 +152,7 @@ def backward_key_kernel(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -127,50 +160,52 @@ def backward_key_kernel(
 ):
     """grad_k and grad_v of one block of keys; rows of (keys, queries) never mix, so absent keys need no mask."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_N), num_heads)
-    keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    q_head = head_of(q_ptr, q_strides, batch, head)
-    grad_out_head = head_of(grad_out_ptr, grad_out_strides, batch, head)
+    first_key = tile * BLOCK_N
+    q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
+    k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
+    v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
+    grad_out_head, grad_out_stride = head_of(grad_out_ptr, grad_out_strides, batch, head, UNIT)
     rows = (batch * num_heads + head) * n
     alpha = tl.load(alpha_ptr + head)
 
-    k = load_tokens(head_of(k_ptr, k_strides, batch, head), keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-    v = load_tokens(head_of(v_ptr, v_strides, batch, head), keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+    k = load_tokens(k_head, first_key, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_tokens(v_head, first_key, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for start in range(0, n, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        q = load_tokens(q_head, queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
-        grad_out = load_tokens(grad_out_head, queries, n, grad_out_strides[1], HEAD_DIM, BLOCK_D)
+        q = load_tokens(q_head, start, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
+        grad_out = load_tokens(grad_out_head, start, n, grad_out_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
         logsumexp = tl.load(logsumexp_ptr + rows + queries, mask=queries < n, other=float("inf"))
         delta = tl.load(delta_ptr + rows + queries, mask=queries < n, other=0.0)
         zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        scores = dot(k, tl.trans(q), zeros, PRECISION) * (scale * LOG2E) - (logsumexp * LOG2E)[None, :]
-        weights = tl.exp2(scores)
+        weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), (logsumexp * LOG2E)[None, :], scale)
         grad_v = dot(rounded(weights, grad_out.dtype), grad_out, grad_v, PRECISION)
         grad_weights = dot(v, tl.trans(grad_out), zeros, PRECISION)
         grad_scores = weights * (grad_weights - delta[None, :])
         grad_k = dot(rounded(grad_scores, q.dtype), q, grad_k, PRECISION)
 
-    grad_k_head = head_of(grad_k_ptr, grad_strides, batch, head)
-    store_tokens(grad_k_head, grad_k * (alpha * scale), keys, n, grad_strides[1], HEAD_DIM, BLOCK_D)
+    grad_k_head, grad_stride = head_of(grad_k_ptr, grad_strides, batch, head, UNIT)
+    grad_v_head, _ = head_of(grad_v_ptr, grad_strides, batch, head, UNIT)
+    store_tokens(grad_k_head, grad_k * (alpha * scale), first_key, n, grad_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     finish_grad_v(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,
         affinity_ptr,
-        head_of(grad_v_ptr, grad_strides, batch, head),
+        grad_v_head,
         head,
-        keys,
+        first_key,
         n,
         num_heads,
         height,
         width,
-        grad_out_strides[1],
-        grad_strides[1],
+        grad_out_stride,
+        grad_stride,
         KERNEL_H,
         KERNEL_W,
         PRECISION,
         HEAD_DIM,
         BLOCK_D,
-        BLOCK_M,
+        BLOCK_N,
     )

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ...triton_device import Gpu
+
 # Row kernels hold keys × head_dim elements of each operand and accumulator in the registers of at most 8 warps:
 # 8192 is 32 a thread. A longer or wider head is cut into tiles of keys.
 MAX_ROW_ELEMENTS = 8192
 MAX_ROW = 256
+MAX_TOKENS_PER_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def tiled(table: dict[int, tuple[int, int, int, int]], block_d: int) -> tuple[in
     return table[max(32, block_d)]
 
 
-def forward_config(n: int, head_dim: int, dtype: torch.dtype) -> ForwardConfig:
+def forward_config(n: int, head_dim: int, unit: int, dtype: torch.dtype, gpu: Gpu) -> ForwardConfig:
     """Launch parameters of the forward.
 
     A whole row takes one pass and the fewest reads. float32 stays tiled at any n: with a row of 64 keys on the
@@ -88,7 +91,7 @@ def forward_config(n: int, head_dim: int, dtype: torch.dtype) -> ForwardConfig:
     return ForwardConfig(block_m, row, warps(block_m * max(row, block_d) // 1024), 1, whole_row=True)
 
 
-def backward_config(n: int, head_dim: int, dtype: torch.dtype) -> BackwardConfig:
+def backward_config(n: int, head_dim: int, unit: int, dtype: torch.dtype, gpu: Gpu) -> BackwardConfig:
     """Launch parameters of the backward."""
     block_d, row = padded(head_dim), padded(n)
     exact = dtype == torch.float32

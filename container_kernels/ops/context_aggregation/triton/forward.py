@@ -13,7 +13,6 @@ import triton.language as tl
 from ...triton_primitives import dot, rounded
 from .primitives import (
     LN2,
-    LOG2E,
     add_local,
     head_of,
     head_of_contiguous,
@@ -29,20 +28,20 @@ def add_dense(
     accumulator,
     v_head,
     affinity_head,
-    queries,
+    first_query,
     n,
     stride_n,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """accumulator[i] += Σ_j affinity[i, j] v[j], in v's precision; at most 32 keys at a time for registers."""
     TILE: tl.constexpr = 32 if BLOCK_N > 32 else BLOCK_N
     for start in range(0, n, TILE):
-        keys = start + tl.arange(0, TILE)
-        v = load_tokens(v_head, keys, n, stride_n, HEAD_DIM, BLOCK_D)
-        affinity = load_affinity(affinity_head, queries, keys, n)
+        v = load_tokens(v_head, start, n, stride_n, HEAD_DIM, TILE, BLOCK_D)
+        affinity = load_affinity(affinity_head, first_query, start, n, BLOCK_M, TILE)
         accumulator = dot(rounded(affinity, v.dtype), v, accumulator, PRECISION)
     return accumulator
 
@@ -57,7 +56,7 @@ def finish(
     out_ptr,
     batch,
     head,
-    queries,
+    first_query,
     n,
     num_heads,
     height,
@@ -66,15 +65,17 @@ def finish(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Add the static terms to alpha · P v and write the result."""
     if affinity_ptr is not None:
         affinity_head = affinity_ptr + head * n * n
         accumulator = add_dense(
-            accumulator, v_head, affinity_head, queries, n, stride_n, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_N
+            accumulator, v_head, affinity_head, first_query, n, stride_n, PRECISION, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N
         )
     if bias_ptr is not None:
         channels = tl.arange(0, BLOCK_D)
@@ -86,7 +87,7 @@ def finish(
             v_head,
             taps_ptr,
             head,
-            queries,
+            first_query,
             height,
             width,
             stride_n,
@@ -95,10 +96,42 @@ def finish(
             KERNEL_W,
             False,
             HEAD_DIM,
+            BLOCK_M,
             BLOCK_D,
         )
     out_head = head_of_contiguous(out_ptr, batch, head, n, num_heads, HEAD_DIM)
-    store_tokens(out_head, accumulator, queries, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    store_tokens(out_head, accumulator, first_query, n, num_heads * HEAD_DIM, HEAD_DIM, BLOCK_M, BLOCK_D)
+
+
+@triton.jit
+def load_queries(
+    q_ptr,
+    strides,
+    batch,
+    head,
+    first_query,
+    n,
+    NEGATIVE: tl.constexpr,
+    UNIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A block of queries; NEGATIVE turns their sign: with a positive scale the largest product is the largest score, so
+    that scale and maximum enter the exponent in one multiply-add."""
+    q_head, stride = head_of(q_ptr, strides, batch, head, UNIT)
+    q = load_tokens(q_head, first_query, n, stride, HEAD_DIM, BLOCK_M, BLOCK_D)
+    if NEGATIVE:
+        q = -q
+    return q
+
+
+@triton.jit
+def store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M: tl.constexpr):
+    """Write the natural log of the softmax sums, of weights relative to 2^row_max, to a head's row of (B, M, N)."""
+    queries = tl.arange(0, BLOCK_M)
+    first = logsumexp_ptr + (batch * num_heads + head) * n + first_query
+    tl.store(first + queries, (row_max + tl.log2(row_sum)) * LN2, mask=queries < n - first_query)
 
 
 @triton.jit
@@ -119,10 +152,12 @@ def forward_row_kernel(
     num_heads,
     height,
     width,
-    scale,
+    scale_log2,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -130,24 +165,19 @@ def forward_row_kernel(
 ):
     """One block of queries whose softmax rows fit on chip (n <= BLOCK_N): one pass, no running maximum."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
-    queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    keys = tl.arange(0, BLOCK_N)
-    v_head = head_of(v_ptr, v_strides, batch, head)
+    first_query = tile * BLOCK_M
+    k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
+    v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
 
-    q = load_tokens(head_of(q_ptr, q_strides, batch, head), queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
-    k = load_tokens(head_of(k_ptr, k_strides, batch, head), keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-    v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
-    zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    scores = dot(q, tl.trans(k), zeros, PRECISION) * (scale * LOG2E)
-    scores = tl.where(keys[None, :] < n, scores, float("-inf"))
-    row_max = tl.max(scores, 1)
-    weights = tl.exp2(scores - row_max[:, None])
+    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, NEGATIVE, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
+    k = load_tokens(k_head, 0, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    v = load_tokens(v_head, 0, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+    scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
+    scores = tl.where((tl.arange(0, BLOCK_N) < n)[None, :], scores, float("-inf"))
+    row_max = tl.max(scores, 1) * scale_log2
+    weights = tl.exp2(scores * scale_log2 - row_max[:, None])
     row_sum = tl.sum(weights, 1)
-    tl.store(
-        logsumexp_ptr + (batch * num_heads + head) * n + queries,
-        (row_max + tl.log2(row_sum)) * LN2,
-        mask=queries < n,
-    )
+    store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M)
 
     accumulator = dot(rounded(weights, v.dtype), v, tl.zeros([BLOCK_M, BLOCK_D], tl.float32), PRECISION)
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]
@@ -160,17 +190,19 @@ def forward_row_kernel(
         out_ptr,
         batch,
         head,
-        queries,
+        first_query,
         n,
         num_heads,
         height,
         width,
-        v_strides[1],
+        v_stride,
         KERNEL_H,
         KERNEL_W,
         PRECISION,
+        UNIT,
         HEAD_DIM,
         BLOCK_D,
+        BLOCK_M,
         BLOCK_N,
     )
 
@@ -193,10 +225,12 @@ def forward_tiled_kernel(
     num_heads,
     height,
     width,
-    scale,
+    scale_log2,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -204,33 +238,27 @@ def forward_tiled_kernel(
 ):
     """One block of queries against all key tiles, online softmax; only the last, partial tile is masked."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
-    queries = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    k_head = head_of(k_ptr, k_strides, batch, head)
-    v_head = head_of(v_ptr, v_strides, batch, head)
+    first_query = tile * BLOCK_M
+    k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
+    v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
 
-    q = load_tokens(head_of(q_ptr, q_strides, batch, head), queries, n, q_strides[1], HEAD_DIM, BLOCK_D)
+    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, NEGATIVE, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, n, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        k = load_tokens(k_head, keys, n, k_strides[1], HEAD_DIM, BLOCK_D)
-        zeros = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        scores = dot(q, tl.trans(k), zeros, PRECISION) * (scale * LOG2E)
+        k = load_tokens(k_head, start, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
+        scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
         if start + BLOCK_N > n:
-            scores = tl.where(keys[None, :] < n, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_max[:, None])
+            scores = tl.where((tl.arange(0, BLOCK_N) < n - start)[None, :], scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
+        weights = tl.exp2(scores * scale_log2 - new_max[:, None])
         correction = tl.exp2(row_max - new_max)
         row_max = new_max
         row_sum = row_sum * correction + tl.sum(weights, 1)
-        v = load_tokens(v_head, keys, n, v_strides[1], HEAD_DIM, BLOCK_D)
+        v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
         accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)
-    tl.store(
-        logsumexp_ptr + (batch * num_heads + head) * n + queries,
-        (row_max + tl.log2(row_sum)) * LN2,
-        mask=queries < n,
-    )
+    store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M)
 
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]
     finish(
@@ -242,16 +270,18 @@ def forward_tiled_kernel(
         out_ptr,
         batch,
         head,
-        queries,
+        first_query,
         n,
         num_heads,
         height,
         width,
-        v_strides[1],
+        v_stride,
         KERNEL_H,
         KERNEL_W,
         PRECISION,
+        UNIT,
         HEAD_DIM,
         BLOCK_D,
+        BLOCK_M,
         BLOCK_N,
     )

@@ -2,7 +2,11 @@
 """The moves that the forward and backward kernels of the mix share.
 
 Shapes: B batch, N tokens, M heads, D = HEAD_DIM channels of a head, padded to BLOCK_D on chip.
-A `*_head` pointer points at one head of one image: token n of it starts at head + n * stride_n.
+A `*_head` pointer points at one head of one image: token n of it starts at head + n * stride_n. A tile of tokens
+starts at a 64-bit offset; offsets inside it have 32 bits, which halves the registers of its addresses.
+
+Strides arrive divided by UNIT, the elements that every address is a multiple of: multiplied again in the kernel, the
+compiler knows that, and loads up to 16 bytes at once (it knows by itself only of multiples of 16 elements).
 """
 
 import triton
@@ -27,9 +31,9 @@ def locate(tiles_per_head, num_heads):
 
 
 @triton.jit
-def head_of(ptr, strides, batch, head):
-    """Start of one head in a (B, N, M, D) tensor with these (B, N, M) strides."""
-    return ptr + batch * strides[0] + head * strides[2]
+def head_of(ptr, strides, batch, head, UNIT: tl.constexpr):
+    """Start of one head in a (B, N, M, D) tensor with these (B, N, M) strides, and the stride of its tokens."""
+    return ptr + (batch * strides[0] + head * strides[2]) * UNIT, strides[1] * UNIT
 
 
 @triton.jit
@@ -39,42 +43,57 @@ def head_of_contiguous(ptr, batch, head, n, num_heads, HEAD_DIM: tl.constexpr):
 
 
 @triton.jit
-def token_pointers(head_ptr, tokens, channels, stride_n):
-    """(tokens, channels) pointers; the product is taken in int64, as N * stride_n may pass 2^31."""
-    return head_ptr + tokens.to(tl.int64)[:, None] * stride_n + channels[None, :]
+def tile_pointers(head_ptr, start, stride_n, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(TOKENS, BLOCK_D) pointers to the tokens from `start` on."""
+    offsets = tl.arange(0, TOKENS)[:, None] * stride_n + tl.arange(0, BLOCK_D)[None, :]
+    return head_ptr + tl.cast(start, tl.int64) * stride_n + offsets
 
 
 @triton.jit
-def token_mask(tokens, channels, n, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Which of (tokens, channels) exist; without channel padding it is per row and loads stay 128 bits wide."""
-    mask = tokens[:, None] < n
+def tile_mask(start, n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Which elements of a tile exist; without channel padding it is per row and loads stay 128 bits wide."""
+    mask = (start + tl.arange(0, TOKENS) < n)[:, None]
     if HEAD_DIM != BLOCK_D:
-        mask = mask & (channels[None, :] < HEAD_DIM)
+        mask = mask & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
     return mask
 
 
 @triton.jit
-def load_tokens(head_ptr, tokens, n, stride_n, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The (tokens, BLOCK_D) tile of one head, zero where a token or a channel does not exist."""
-    channels = tl.arange(0, BLOCK_D)
-    mask = token_mask(tokens, channels, n, HEAD_DIM, BLOCK_D)
-    return tl.load(token_pointers(head_ptr, tokens, channels, stride_n), mask=mask, other=0.0)
+def load_tokens(head_ptr, start, n, stride_n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The (TOKENS, BLOCK_D) tile of one head from token `start` on, zero where a token or a channel does not exist."""
+    mask = tile_mask(start, n, HEAD_DIM, TOKENS, BLOCK_D)
+    return tl.load(tile_pointers(head_ptr, start, stride_n, TOKENS, BLOCK_D), mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tokens(head_ptr, tile, tokens, n, stride_n, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write a (tokens, BLOCK_D) tile to one head, rounded to its dtype."""
-    channels = tl.arange(0, BLOCK_D)
-    mask = token_mask(tokens, channels, n, HEAD_DIM, BLOCK_D)
-    pointers = token_pointers(head_ptr, tokens, channels, stride_n)
+def store_tokens(
+    head_ptr, tile, start, n, stride_n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Write a (TOKENS, BLOCK_D) tile to one head from token `start` on, rounded to its dtype."""
+    mask = tile_mask(start, n, HEAD_DIM, TOKENS, BLOCK_D)
+    pointers = tile_pointers(head_ptr, start, stride_n, TOKENS, BLOCK_D)
     tl.store(pointers, rounded(tile, head_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_affinity(affinity_head, queries, keys, n):
-    """The (queries, keys) tile of one head's dense (N, N) affinity, zero outside."""
-    pointers = affinity_head + queries.to(tl.int64)[:, None] * n + keys[None, :]
-    return tl.load(pointers, mask=(queries[:, None] < n) & (keys[None, :] < n), other=0.0)
+def load_affinity(affinity_head, first_query, first_key, n, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """The (QUERIES, KEYS) tile of one head's dense (N, N) affinity, zero outside."""
+    queries = tl.arange(0, QUERIES)[:, None]
+    keys = tl.arange(0, KEYS)[None, :]
+    first = affinity_head + tl.cast(first_query, tl.int64) * n + first_key
+    mask = (queries < n - first_query) & (keys < n - first_key)
+    return tl.load(first + queries * n + keys, mask=mask, other=0.0)
+
+
+@triton.jit
+def softmax_weights(products, logsumexp_log2, scale):
+    """P of a tile from products q·k and the logsumexp of its rows, in units of log 2.
+
+    P is at most 1 by definition; rounding of large scores must not make it more, and absent keys, whose products are 0,
+    must stay finite: what meets them are zeros.
+    """
+    exponents = products * (scale * LOG2E) - logsumexp_log2
+    return tl.exp2(tl.minimum(exponents, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -83,7 +102,7 @@ def add_local(
     image_head,
     taps_ptr,
     head,
-    tokens,
+    start,
     height,
     width,
     stride_n,
@@ -92,9 +111,11 @@ def add_local(
     KERNEL_W: tl.constexpr,
     FLIPPED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """accumulator[t, c] += Σ_taps taps[tap, c] · image[t + dy * width + dx, c] for row-major tokens, zero outside.
+    """accumulator[t, c] += Σ_taps taps[tap, c] · image[t + dy * width + dx, c] for the row-major tokens t from `start`
+    on, zero outside.
 
     taps is (KERNEL_H * KERNEL_W, M * D); FLIPPED reads it backwards, which transposes the operation. The image
     was just read for the products, so the window is gathered from L1/L2. One kernel row is unrolled: enough
@@ -102,10 +123,14 @@ def add_local(
     """
     channels = tl.arange(0, BLOCK_D)
     channel_mask = channels < HEAD_DIM
+    tokens = start + tl.arange(0, TOKENS)
     row = tokens // width
     column = tokens % width
-    pointers = token_pointers(image_head, tokens, channels, stride_n)
+    pointers = tile_pointers(image_head, start, stride_n, TOKENS, BLOCK_D)
     taps_head = taps_ptr + head * HEAD_DIM + channels
+    # A sum of its own, in the layout that pixels load in: added to the accumulator directly, which the matrix units
+    # hold in theirs, every tap would go through shared memory.
+    local = tl.zeros(accumulator.shape, tl.float32)
     for tap_row in range(KERNEL_H):
         dy = tap_row - KERNEL_H // 2
         row_inside = (row + dy >= 0) & (row + dy < height)
@@ -119,5 +144,5 @@ def add_local(
             mask = inside[:, None] & channel_mask[None, :]
             pixels = tl.load(pointers + (row_shift + dx) * stride_n, mask=mask, other=0.0)
             weights = tl.load(taps_head + tap * num_heads * HEAD_DIM, mask=channel_mask, other=0.0)
-            accumulator += pixels.to(tl.float32) * weights[None, :]
-    return accumulator
+            local += pixels.to(tl.float32) * weights[None, :]
+    return accumulator + local
