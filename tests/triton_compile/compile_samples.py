@@ -45,7 +45,7 @@ def mix(capability: int, dtype: str, grid: tuple[int, int], head_dim: int, windo
 
 
 def branches() -> list[Case]:
-    """One case per branch of the launch rules: whole rows and tiles, accumulator widths, padding, both static terms, and
+    """One case per branch of the launch rules: whole rows and tiles, accumulator widths, padding, static terms, and
     the columns of DeiT-S and CONTAINER-PAM."""
     cases = []
     for capability in (80, 90):
