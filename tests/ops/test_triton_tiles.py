@@ -17,11 +17,11 @@ CASES = [
 ]
 SMALL = MixConfig(16, 16, 4, 1)
 TILINGS = {
-    "whole row": (ForwardConfig(16, 64, 4, 1, whole_row=True), BackwardConfig(row=MixConfig(16, 64, 4, 1))),
-    "tiles": (ForwardConfig(16, 16, 4, 1, whole_row=False), BackwardConfig(query=SMALL, key=SMALL)),
+    "whole row": (ForwardConfig(16, 64, 4, 1, whole_row=True), BackwardConfig(row=(MixConfig(16, 64, 4, 1),))),
+    "tiles": (ForwardConfig(16, 16, 4, 1, whole_row=False), BackwardConfig(query=(SMALL,), key=(SMALL,))),
     "oblong tiles": (
         ForwardConfig(32, 16, 4, 1, whole_row=False),
-        BackwardConfig(query=MixConfig(32, 16, 4, 1), key=MixConfig(16, 32, 4, 1)),
+        BackwardConfig(query=(MixConfig(32, 16, 4, 1),), key=(MixConfig(16, 32, 4, 1),)),
     ),
 }
 
@@ -31,7 +31,7 @@ TILINGS = {
 @pytest.mark.parametrize("tiling", TILINGS)
 def test_every_tiling_matches_float64(monkeypatch, tiling, dtype, case):
     forward, backward = TILINGS[tiling]
-    monkeypatch.setattr(config, "forward_config", lambda *_: forward)
+    monkeypatch.setattr(config, "forward_config", lambda *_: (forward,))
     monkeypatch.setattr(config, "backward_config", lambda *_: backward)
     inputs = case.make(dtype, DEVICES["triton"], grad=True)
     exact, exact_grads = run(context_aggregation, inputs.double(), backend="reference")
@@ -46,9 +46,37 @@ def test_every_tiling_matches_float64(monkeypatch, tiling, dtype, case):
 
 def test_launch_rules_reach_both_kernels():
     """What the tests above force is also what users get: short rows whole, long ones and float32 in tiles."""
-    assert config.forward_config(49, 32, torch.bfloat16).whole_row
-    assert config.forward_config(196, 32, torch.bfloat16).whole_row
-    assert not config.forward_config(784, 32, torch.bfloat16).whole_row
-    assert not config.forward_config(49, 32, torch.float32).whole_row
-    assert config.backward_config(196, 32, torch.float16).row is not None
-    assert config.backward_config(784, 32, torch.float16).row is None
+    assert config.forward_config(49, 32, torch.bfloat16)[0].whole_row
+    assert config.forward_config(196, 32, torch.bfloat16)[0].whole_row
+    assert not any(tile.whole_row for tile in config.forward_config(784, 32, torch.bfloat16))
+    assert not any(tile.whole_row for tile in config.forward_config(49, 32, torch.float32))
+    assert config.backward_config(196, 32, torch.float16).row
+    assert not config.backward_config(784, 32, torch.float16).row
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiles_cover_every_problem(dtype):
+    for n in [*range(1, 300), 4200]:
+        for head_dim in (1, 16, 17, 33, 64, 100, 129, 256):
+            backward = config.backward_config(n, head_dim, dtype)
+            launches = [*config.forward_config(n, head_dim, dtype), *backward.row, *backward.query, *backward.key]
+            assert bool(backward.row) != bool(backward.query and backward.key)
+            for launch in launches:
+                holds_all_keys = launch in backward.row or getattr(launch, "whole_row", False)
+                assert launch.block_n >= n or not holds_all_keys, launch
+                assert min(launch.block_m, launch.block_n) >= 16, launch
+                assert max(launch.block_m, launch.block_n) <= config.MAX_TOKENS_PER_TILE, launch
+                for size in (launch.block_m, launch.block_n, launch.num_warps):
+                    assert size & (size - 1) == 0, launch
+
+
+@pytest.mark.parametrize("tokens", [784, 1050, 3136])
+@pytest.mark.parametrize("head_dim", [32, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_tiles_of_the_networks_waste_less_than_a_tenth(tokens, head_dim, dtype):
+    """Scores computed beyond those that exist: tiles are powers of two, grids are not."""
+    backward = config.backward_config(tokens, head_dim, dtype)
+    for candidates in (config.forward_config(tokens, head_dim, dtype), backward.query, backward.key):
+        best = candidates[0]
+        rows, columns = (-(-tokens // size) * size for size in (best.block_m, best.block_n))
+        assert rows * columns / tokens**2 - 1 < 0.1, best

@@ -28,10 +28,11 @@ class OfflineDriver:
         self.capability = capability
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": SHARED_MEMORY[capability]},
+            load_binary=load_binary,
         )
 
     def get_current_device(self):
-        return self.capability  # the caches of kernels are by device
+        return self.capability  # what is cached by device is cached by kind of GPU
 
     def get_current_stream(self, device):
         return 0
@@ -40,6 +41,15 @@ class OfflineDriver:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", self.capability, 32)
+
+    def launcher_cls(self, source, metadata):
+        return None
+
+
+def load_binary(name: str, cubin: bytes, shared: int, device: int) -> tuple:
+    """A kernel's module, function, registers, spilled words and most threads, as far as its machine code tells them."""
+    usage = resource_usage(cubin)
+    return "module", "function", usage["REG"], usage["STACK"] + usage["LOCAL"], 1024
 
 
 def compile_case(case: Case) -> list[dict]:
@@ -52,30 +62,42 @@ def compile_case(case: Case) -> list[dict]:
 
     def compile_only(self, *args, warmup, **kwargs):
         try:
-            facts.append(describe(self.__name__, run(self, *args, warmup=True, **kwargs)))
+            kernel = run(self, *args, warmup=True, **kwargs)
         except Exception as error:
             facts.append({"kernel": self.__name__, "error": f"{type(error).__name__}: {str(error)[:500]}"})
+            raise
+        if not warmup:  # a launch, not the choice of its tiles
+            facts.append(describe(self.__name__, kernel))
+        return kernel
 
     triton.runtime.driver.set_active(OfflineDriver(case.capability))
     triton.runtime.jit.JITFunction.run = compile_only
     try:
         with torch.device("meta"):
             case.launch()
+    except Exception as error:
+        if not any("error" in kernel for kernel in facts):
+            facts.append({"kernel": "launch", "error": f"{type(error).__name__}: {str(error)[:500]}"})
     finally:
         triton.runtime.jit.JITFunction.run = run
     return facts
 
 
-def describe(name: str, kernel) -> dict:
-    """What ptxas and the PTX say about one kernel; the kernel itself stays in Triton's cache under `hash`."""
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Registers, bytes of stack, of local and of shared memory, … of the one kernel in a cubin."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         report = subprocess.run(
             [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    return {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", report)}
+
+
+def describe(name: str, kernel) -> dict:
+    """What ptxas and the PTX say about one kernel."""
+    usage = resource_usage(kernel.asm["cubin"])
     ptx = kernel.asm["ptx"]
     return {
         "kernel": name,

@@ -2,14 +2,17 @@
 """The Triton backend of the mix: launches. The math is in forward.py, backward_row.py and backward_tiled.py."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
 from torch import Tensor
+from triton import JITFunction
 
-from ...triton_device import current_gpu
+from ...triton_fitting import fitting, specialization
 from ...triton_primitives import device_of, precision, tap_major
 from . import config as configs
+from .alignment import readable, spare_channels, widen
 from .backward_row import backward_row_kernel
 from .backward_tiled import backward_key_kernel, backward_query_kernel
 from .config import BackwardConfig, ForwardConfig, MixConfig
@@ -20,21 +23,9 @@ LOG2E = 1 / math.log(2)
 __all__ = ["BackwardConfig", "ForwardConfig", "MixConfig", "backward", "forward"]
 
 
-def address_unit(*tensors: Tensor) -> int:
-    """Elements, up to 16 bytes, that the addresses of all tokens in these (B, N, M, D) tensors are multiples of."""
-    return math.gcd(
-        16 // tensors[0].element_size(),
-        *(
-            stride
-            for tensor in tensors
-            for size, stride in zip(tensor.shape[:3], tensor.stride(), strict=False)
-            if size > 1
-        ),
-    )
-
-
-def strides(tensor: Tensor, unit: int) -> tuple[int, int, int]:
-    """(B, N, M) strides of a (B, N, M, D) tensor in units; those of one element alone are never followed."""
+def strides(tensor: Tensor) -> tuple[int, int, int]:
+    """(B, N, M) strides of a (B, N, M, D) tensor in units of 16 bytes; the last dimension is contiguous."""
+    unit = 16 // tensor.element_size()
     return tuple(stride // unit for stride in tensor.stride()[:3])
 
 
@@ -45,16 +36,11 @@ def window(local_weight: Tensor | None) -> tuple[Tensor | None, int, int]:
     return tap_major(local_weight), local_weight.shape[1], local_weight.shape[2]
 
 
-def within_reach(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it where the tokens of one tile are further apart than 32-bit offsets reach."""
-    return tensor if tensor.stride(1) * configs.MAX_TOKENS_PER_TILE < 2**31 else tensor.contiguous()
-
-
-def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int, unit: int) -> dict:
+def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
     """The constexpr and launch arguments that every kernel takes."""
     return {
         "PRECISION": precision(dtype),
-        "UNIT": unit,
+        "UNIT": 16 // dtype.itemsize,
         "HEAD_DIM": head_dim,
         "BLOCK_D": configs.padded(head_dim),
         "BLOCK_M": config.block_m,
@@ -63,6 +49,26 @@ def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int, unit: int) -> di
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,  # Triton 3.10 changes the default
     }
+
+
+def launch(
+    candidates: Sequence[MixConfig],
+    kernel_of: Callable[[MixConfig], JITFunction],
+    programs: Callable[[MixConfig], int],
+    head_dim: int,
+    arguments: tuple,
+    constants: dict,
+) -> None:
+    """Launch the kernel of the first candidate that fits the current device; all take the same arguments."""
+    dtype = arguments[0].dtype
+
+    def compile(config: MixConfig):
+        options = constants | tiles(config, dtype, head_dim)
+        return kernel_of(config).warmup(*arguments, grid=(1,), **options)
+
+    key = (kernel_of(candidates[0]).__name__, head_dim, precision(dtype), *constants.values())
+    config = fitting(candidates, compile, key, specialization(arguments))
+    kernel_of(config)[(programs(config),)](*arguments, **constants, **tiles(config, dtype, head_dim))
 
 
 def forward(
@@ -79,39 +85,32 @@ def forward(
     *,
     out: Tensor,
     logsumexp: Tensor,
-    config: ForwardConfig | None = None,
 ) -> None:
-    """Write the mix to `out`, the natural log of the softmax sums to `logsumexp`; `config` overrides the tiles."""
+    """Write the mix to `out`, the natural log of the softmax sums to `logsumexp`."""
     batch, n, num_heads, head_dim = q.shape
-    q, k, v = (within_reach(tensor) for tensor in (q, k, v))
-    unit = address_unit(q, k, v)
+    if spare := spare_channels(q):
+        q, k, v, local_weight, local_bias = (widen(t, num_heads, spare) for t in (q, k, v, local_weight, local_bias))
+        wide = q.new_empty(q.shape)
+        statics = (local_weight, local_bias, affinity, height, width)
+        forward(q, k, v, alpha, *statics, scale, out=wide, logsumexp=logsumexp)
+        out.copy_(wide[..., :head_dim])
+        return
+    q, k, v = (readable(tensor) for tensor in (q, k, v))
     taps, kernel_h, kernel_w = window(local_weight)
+    arguments = (q, k, v, alpha, taps, local_bias, affinity, out, logsumexp, strides(q), strides(k), strides(v))
+    # Never 0, which times the -inf of an absent key would be NaN.
+    scale_log2 = max(abs(scale) * LOG2E, torch.finfo(torch.float32).tiny)
+    arguments += (n, num_heads, height, width, scale_log2)
+    constants = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w, "NEGATIVE": scale < 0}
+    candidates = configs.forward_config(n, head_dim, q.dtype, precision(q.dtype))
     with device_of(q):
-        config = config or configs.forward_config(n, head_dim, unit, q.dtype, current_gpu())
-        kernel = forward_row_kernel if config.whole_row else forward_tiled_kernel
-        kernel[(batch * num_heads * triton.cdiv(n, config.block_m),)](
-            q,
-            k,
-            v,
-            alpha,
-            taps,
-            local_bias,
-            affinity,
-            out,
-            logsumexp,
-            strides(q, unit),
-            strides(k, unit),
-            strides(v, unit),
-            n,
-            num_heads,
-            height,
-            width,
-            # Never 0, which times the -inf of an absent key would be NaN.
-            max(abs(scale) * LOG2E, torch.finfo(torch.float32).tiny),
-            KERNEL_H=kernel_h,
-            KERNEL_W=kernel_w,
-            NEGATIVE=scale < 0,
-            **tiles(config, q.dtype, head_dim, unit),
+        launch(
+            candidates,
+            lambda config: forward_row_kernel if config.whole_row else forward_tiled_kernel,
+            lambda config: batch * num_heads * triton.cdiv(n, config.block_m),
+            head_dim,
+            arguments,
+            constants,
         )
 
 
@@ -132,71 +131,52 @@ def backward(
     grad_k: Tensor,
     grad_v: Tensor,
     grad_alpha: Tensor,
-    config: BackwardConfig | None = None,
 ) -> None:
     """Write the gradients of q, k, v (which share their strides) and alpha.
 
     Sums are taken in a fixed order, never by atomics.
     """
     batch, n, num_heads, head_dim = q.shape
-    grad_out, q, k, v = (within_reach(tensor) for tensor in (grad_out, q, k, v))
-    unit = address_unit(grad_out, q, k, v, grad_q)
+    if spare := spare_channels(q):
+        grad_out, q, k, v, local_weight = (widen(t, num_heads, spare) for t in (grad_out, q, k, v, local_weight))
+        wide = q.new_empty((3, *q.shape))
+        grads = {"grad_q": wide[0], "grad_k": wide[1], "grad_v": wide[2], "grad_alpha": grad_alpha}
+        statics = (local_weight, affinity, logsumexp, height, width)
+        backward(grad_out, q, k, v, alpha, *statics, scale, **grads)
+        for grad, wide_grad in zip((grad_q, grad_k, grad_v), wide, strict=True):
+            grad.copy_(wide_grad[..., :head_dim])
+        return
+    grad_out, q, k, v = (readable(tensor) for tensor in (grad_out, q, k, v))
     taps, kernel_h, kernel_w = window(local_weight)
     inputs = (grad_out, q, k, v, alpha)
-    all_strides = tuple(strides(tensor, unit) for tensor in (grad_out, q, k, v, grad_q))
+    all_strides = tuple(strides(tensor) for tensor in (grad_out, q, k, v, grad_q))
+    grid = (n, num_heads, height, width, scale)
     local = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     heads = batch * num_heads
+    config = configs.backward_config(n, head_dim, q.dtype, precision(q.dtype))
     with device_of(q):
-        config = config or configs.backward_config(n, head_dim, unit, q.dtype, current_gpu())
-        if config.row is not None:
+        if config.row:
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
-            backward_row_kernel[(heads,)](
-                *inputs,
-                taps,
-                affinity,
-                logsumexp,
-                grad_q,
-                grad_k,
-                grad_v,
-                shares,
-                *all_strides,
-                n,
-                num_heads,
-                height,
-                width,
-                scale,
-                **local,
-                **tiles(config.row, q.dtype, head_dim, unit),
-            )
+            outputs = (grad_q, grad_k, grad_v, shares)
+            arguments = (*inputs, taps, affinity, logsumexp, *outputs, *all_strides, *grid)
+            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
             torch.sum(shares, dim=0, out=grad_alpha)
             return
         delta = torch.empty_like(logsumexp)
-        backward_query_kernel[(heads * triton.cdiv(n, config.query.block_m),)](
-            *inputs,
-            logsumexp,
-            grad_q,
-            delta,
-            *all_strides,
-            n,
-            num_heads,
-            scale,
-            **tiles(config.query, q.dtype, head_dim, unit),
+        launch(
+            config.query,
+            lambda _: backward_query_kernel,
+            lambda config: heads * triton.cdiv(n, config.block_m),
+            head_dim,
+            (*inputs, logsumexp, grad_q, delta, *all_strides, n, num_heads, scale),
+            {},
         )
-        backward_key_kernel[(heads * triton.cdiv(n, config.key.block_n),)](
-            *inputs,
-            taps,
-            affinity,
-            logsumexp,
-            delta,
-            grad_k,
-            grad_v,
-            *all_strides,
-            n,
-            num_heads,
-            height,
-            width,
-            scale,
-            **local,
-            **tiles(config.key, q.dtype, head_dim, unit),
+        launch(
+            config.key,
+            lambda _: backward_key_kernel,
+            lambda config: heads * triton.cdiv(n, config.block_n),
+            head_dim,
+            (*inputs, taps, affinity, logsumexp, delta, grad_k, grad_v, *all_strides, *grid),
+            local,
         )
         torch.sum(delta, dim=(0, 2), out=grad_alpha)

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Tile shapes and launch parameters, as pure functions of the problem: the same choice every run.
-
-Every choice is a large tile that ptxas compiles for sm_80 and sm_90 without spilling a register and within the 99 KiB
-of shared memory of the smallest sm_8x (tests/test_triton_compile.py holds it to that). Speed is not measured yet.
+"""Tile shapes and launch parameters, as pure functions of the problem, best first; `ops/triton_fitting.py` takes the
+first that the GPU holds without spilling (tests/triton_compile holds it to that). Speed is not measured yet.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-
-from ...triton_device import Gpu
 
 # Row kernels hold keys × head_dim elements of each operand and accumulator in the registers of at most 8 warps:
 # 8192 is 32 a thread. A longer or wider head is cut into tiles of keys.
 MAX_ROW_ELEMENTS = 8192
 MAX_ROW = 256
 MAX_TOKENS_PER_TILE = 256
+# Scores beyond those that exist, as a part of those: powers of two seldom divide a grid.
+MAX_WASTE = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,79 @@ class ForwardConfig(MixConfig):
 
 @dataclass(frozen=True)
 class BackwardConfig:
-    """Either `row`, one kernel for everything, or `query` and `key`, the two tiled kernels."""
+    """Candidates, best first, either for `row`, one kernel for everything, or for `query` and `key`, the tiled two."""
 
-    row: MixConfig | None = None
-    query: MixConfig | None = None
-    key: MixConfig | None = None
+    row: tuple[MixConfig, ...] = ()
+    query: tuple[MixConfig, ...] = ()
+    key: tuple[MixConfig, ...] = ()
 
 
-# Tiled kernels by padded head_dim (32 stands for 16 too). float32 products run on the ordinary multipliers, whose
-# operands must all pass through registers: their tiles are about a quarter. num_stages = 2 is not only for speed there:
-# with the loads of the next tile in between, ptxas no longer fetches all operands of a tile at once.
-FORWARD_16 = {32: (128, 64, 4, 3), 64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
-FORWARD_32 = {32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (32, 16, 8, 2)}
-QUERY_16 = {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)}
-QUERY_32 = {32: (32, 32, 4, 2), 64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 2)}
-KEY_16 = {32: (64, 128, 8, 2), 64: (64, 64, 8, 2), 128: (32, 64, 8, 2), 256: (32, 32, 8, 2)}
-KEY_32 = {32: (16, 64, 8, 2), 64: (32, 32, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 4, 2)}
+# (block_m, block_n, num_warps, num_stages) of the tiled kernels by padded head_dim (32 stands for 16 too), best first.
+# Narrower ones follow for grids that wide tiles overlap too far and for compilers that spill with what comes first.
+# float32 products take all operands through registers, on tensor cores (TF32) and more so on the ordinary multipliers:
+# their tiles are about a quarter. num_stages = 2 is not only for speed there: with the loads of the next tile in
+# between, ptxas no longer fetches all operands of a tile at once.
+FORWARD = {
+    "half": {
+        32: ((128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2)),
+        64: ((128, 64, 8, 3), (64, 64, 4, 3), (64, 32, 4, 3), (64, 32, 4, 2), (32, 32, 4, 2)),
+        128: ((128, 64, 8, 2), (64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
+        256: ((64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 8, 1)),
+    },
+    "tf32": {
+        32: ((64, 32, 4, 2), (32, 32, 4, 2), (32, 16, 4, 2)),
+        64: ((64, 32, 8, 2), (32, 32, 4, 2), (32, 16, 4, 2), (32, 16, 8, 2)),
+        128: ((64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 8, 2), (32, 16, 8, 1)),
+        256: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 1)),
+    },
+    "ieee": {
+        32: ((64, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 4, 2)),
+        64: ((64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 4, 2), (32, 16, 8, 2)),
+        128: ((32, 16, 8, 2), (32, 16, 4, 2), (16, 16, 4, 2), (16, 16, 8, 2)),
+        256: ((32, 16, 8, 2), (32, 16, 8, 1), (16, 16, 8, 2), (16, 16, 8, 1)),
+    },
+}
+QUERY = {
+    "half": {
+        32: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
+        64: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2)),
+        128: ((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2)),
+        256: ((32, 32, 8, 2), (32, 32, 4, 2), (32, 16, 4, 2), (16, 16, 4, 1)),
+    },
+    "tf32": {
+        32: ((64, 32, 4, 2), (32, 32, 4, 2), (32, 16, 4, 2)),
+        64: ((32, 32, 4, 2), (32, 16, 4, 2), (16, 16, 4, 2)),
+        128: ((32, 16, 4, 2), (32, 16, 8, 2), (16, 16, 4, 2), (64, 16, 4, 1)),
+        # The last has 176 KiB of shared memory where operands of products come from there (sm_90).
+        256: ((16, 16, 8, 2), (16, 16, 4, 2), (16, 16, 8, 1), (64, 16, 4, 1)),
+    },
+    "ieee": {
+        32: ((32, 32, 4, 2), (64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 4, 2)),
+        64: ((64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 4, 2), (16, 16, 4, 2)),
+        128: ((32, 16, 8, 2), (32, 16, 4, 2), (16, 16, 4, 2)),
+        256: ((16, 16, 8, 2), (16, 16, 4, 2), (16, 16, 8, 1), (16, 16, 4, 1)),
+    },
+}
+KEY = {
+    "half": {
+        32: ((64, 128, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2)),
+        64: ((64, 64, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2), (32, 32, 4, 2)),
+        128: ((32, 64, 8, 2), (32, 32, 4, 2), (32, 32, 8, 2), (16, 32, 4, 2)),
+        256: ((32, 32, 8, 2), (16, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1)),
+    },
+    "tf32": {
+        32: ((32, 64, 4, 2), (32, 32, 4, 2), (16, 32, 4, 2), (16, 16, 4, 2)),
+        64: ((32, 32, 4, 2), (32, 32, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2)),
+        128: ((16, 32, 8, 2), (16, 16, 4, 2), (16, 16, 8, 2), (16, 16, 8, 1)),
+        256: ((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 4, 1)),
+    },
+    "ieee": {
+        32: ((16, 64, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2), (16, 16, 4, 2)),
+        64: ((32, 32, 8, 2), (16, 32, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2)),
+        128: ((16, 16, 4, 2), (16, 32, 8, 2), (16, 16, 8, 2), (16, 16, 8, 1)),
+        256: ((16, 16, 8, 2), (16, 16, 8, 1), (16, 16, 4, 2), (16, 16, 4, 1)),
+    },
+}
 
 
 def padded(size: int) -> int:
@@ -70,36 +126,53 @@ def row_fits(n: int, block_d: int) -> bool:
     return n <= MAX_ROW and padded(n) * block_d <= MAX_ROW_ELEMENTS
 
 
-def tiled(table: dict[int, tuple[int, int, int, int]], block_d: int) -> tuple[int, int, int, int]:
-    """(block_m, block_n, num_warps, num_stages) for a padded head_dim."""
-    return table[max(32, block_d)]
+def waste(n: int, block_m: int, block_n: int) -> float:
+    """Scores that tiles compute beyond the n² that exist, as a part of those."""
+    return -(-n // block_m) * block_m * -(-n // block_n) * block_n / n**2 - 1
 
 
-def forward_config(n: int, head_dim: int, unit: int, dtype: torch.dtype, gpu: Gpu) -> ForwardConfig:
-    """Launch parameters of the forward.
+def tiled(table: dict, n: int, head_dim: int, dtype: torch.dtype, precision: str) -> list[tuple[int, int, int, int]]:
+    """Candidates of a table for n tokens: those which waste little in their order, then the others by their waste."""
+    kind = precision if dtype == torch.float32 else "half"
+    candidates = table[kind][max(32, padded(head_dim))]
+    return sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, *tile[:2])))
+
+
+@lru_cache(maxsize=1024)
+def forward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = "ieee") -> tuple[ForwardConfig, ...]:
+    """Launch parameters of the forward, best first.
 
     A whole row takes one pass and the fewest reads. float32 stays tiled at any n: with a row of 64 keys on the
     ordinary multipliers the operands of one product alone fill the registers.
     """
+    tiles = [ForwardConfig(*tile, whole_row=False) for tile in tiled(FORWARD, n, head_dim, dtype, precision)]
     block_d = padded(head_dim)
-    if dtype == torch.float32:
-        return ForwardConfig(*tiled(FORWARD_32, block_d), whole_row=False)
-    if not row_fits(n, block_d):
-        return ForwardConfig(*tiled(FORWARD_16, block_d), whole_row=False)
+    if dtype == torch.float32 or not row_fits(n, block_d):
+        return tuple(tiles)
     row = padded(n)
     block_m = min(row, 128)  # each further block of queries reads the keys and values again, from L2
-    return ForwardConfig(block_m, row, warps(block_m * max(row, block_d) // 1024), 1, whole_row=True)
+    whole = ForwardConfig(block_m, row, warps(block_m * max(row, block_d) // 1024), 1, whole_row=True)
+    return (whole, *tiles)
 
 
-def backward_config(n: int, head_dim: int, unit: int, dtype: torch.dtype, gpu: Gpu) -> BackwardConfig:
-    """Launch parameters of the backward."""
+@lru_cache(maxsize=1024)
+def backward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = "ieee") -> BackwardConfig:
+    """Launch parameters of the backward, best first."""
     block_d, row = padded(head_dim), padded(n)
-    exact = dtype == torch.float32
-    if exact or not row_fits(n, block_d):
+    if dtype == torch.float32 or not row_fits(n, block_d):
         return BackwardConfig(
-            query=MixConfig(*tiled(QUERY_32 if exact else QUERY_16, block_d)),
-            key=MixConfig(*tiled(KEY_32 if exact else KEY_16, block_d)),
+            query=tuple(MixConfig(*tile) for tile in tiled(QUERY, n, head_dim, dtype, precision)),
+            key=tuple(MixConfig(*tile) for tile in tiled(KEY, n, head_dim, dtype, precision)),
         )
     # The accumulators of keys and values fill most registers: blocks of at most 32 queries.
     block_m = min(row, 32)
-    return BackwardConfig(row=MixConfig(block_m, row, warps(block_m * row * block_d // 16384), 1))
+    num_warps = warps(block_m * row * block_d // 16384)
+    more_warps = min(8, 2 * num_warps)
+    return BackwardConfig(
+        row=(
+            MixConfig(block_m, row, num_warps, 1),
+            MixConfig(block_m, row, more_warps, 1),
+            MixConfig(16, row, num_warps, 1),
+            MixConfig(16, row, more_warps, 1),
+        )
+    )

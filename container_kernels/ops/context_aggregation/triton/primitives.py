@@ -5,8 +5,8 @@ Shapes: B batch, N tokens, M heads, D = HEAD_DIM channels of a head, padded to B
 A `*_head` pointer points at one head of one image: token n of it starts at head + n * stride_n. A tile of tokens
 starts at a 64-bit offset; offsets inside it have 32 bits, which halves the registers of its addresses.
 
-Strides arrive divided by UNIT, the elements that every address is a multiple of: multiplied again in the kernel, the
-compiler knows that, and loads up to 16 bytes at once (it knows by itself only of multiples of 16 elements).
+Every token starts at a multiple of 16 bytes. Strides arrive in UNITs of so many elements: multiplied again in the
+kernel, the compiler sees it, and loads 16 bytes at once (by itself it knows only of multiples of 16 elements).
 """
 
 import triton
