@@ -122,7 +122,7 @@ def load_queries(
     q_head, stride = head_of(q_ptr, strides, batch, head, UNIT)
     q = load_tokens(q_head, first_query, n, stride, HEAD_DIM, BLOCK_M, BLOCK_D)
     if NEGATIVE:
-        q = -q
+        q = rounded(-q.to(tl.float32), q.dtype)
     return q
 
 
