@@ -76,7 +76,13 @@ def test_tiles_cover_every_problem(dtype):
 def test_tiles_of_the_networks_waste_less_than_a_tenth(tokens, head_dim, dtype):
     """Scores computed beyond those that exist: tiles are powers of two, grids are not."""
     backward = config.backward_config(tokens, head_dim, dtype)
-    for candidates in (config.forward_config(tokens, head_dim, dtype), backward.query, backward.key):
-        best = candidates[0]
-        rows, columns = (-(-tokens // size) * size for size in (best.block_m, best.block_n))
-        assert rows * columns / tokens**2 - 1 < 0.1, best
+    forward = config.forward_config(tokens, head_dim, dtype)
+    for candidates, owned, walked in (
+        (forward, "block_m", "block_n"),
+        (backward.query, "block_m", "block_n"),
+        (backward.key, "block_n", "block_m"),
+    ):
+        own, walk = getattr(candidates[0], owned), getattr(candidates[0], walked)
+        steps = [walk] * (tokens // walk) + [config.tail(tokens, walk)]
+        assert tokens <= sum(steps) < tokens + 16
+        assert -(-tokens // own) * own * sum(steps) / tokens**2 - 1 < 0.1, candidates[0]

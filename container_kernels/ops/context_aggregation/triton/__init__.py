@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Triton backend of the mix: launches. The math is in forward.py, backward_row.py and backward_tiled.py."""
+"""The Triton backend of the mix: launches. The math is in forward.py and backward_*.py."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,9 @@ from ...triton_fitting import fitting, specialization
 from ...triton_primitives import device_of, precision, tap_major
 from . import config as configs
 from .alignment import readable, spare_channels, widen
+from .backward_key import backward_key_kernel
+from .backward_query import backward_query_kernel
 from .backward_row import backward_row_kernel
-from .backward_tiled import backward_key_kernel, backward_query_kernel
 from .config import BackwardConfig, ForwardConfig, MixConfig
 from .forward import forward_row_kernel, forward_tiled_kernel
 
@@ -54,6 +55,7 @@ def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
 def launch(
     candidates: Sequence[MixConfig],
     kernel_of: Callable[[MixConfig], JITFunction],
+    tail: Callable[[MixConfig], dict],
     programs: Callable[[MixConfig], int],
     head_dim: int,
     arguments: tuple,
@@ -62,13 +64,15 @@ def launch(
     """Launch the kernel of the first candidate that fits the current device; all take the same arguments."""
     dtype = arguments[0].dtype
 
+    def options(config: MixConfig) -> dict:
+        return constants | tail(config) | tiles(config, dtype, head_dim)
+
     def compile(config: MixConfig):
-        options = constants | tiles(config, dtype, head_dim)
-        return kernel_of(config).warmup(*arguments, grid=(1,), **options)
+        return kernel_of(config).warmup(*arguments, grid=(1,), **options(config))
 
     key = (kernel_of(candidates[0]).__name__, head_dim, precision(dtype), *constants.values())
     config = fitting(candidates, compile, key, specialization(arguments))
-    kernel_of(config)[(programs(config),)](*arguments, **constants, **tiles(config, dtype, head_dim))
+    kernel_of(config)[(programs(config),)](*arguments, **options(config))
 
 
 def forward(
@@ -107,6 +111,7 @@ def forward(
         launch(
             candidates,
             lambda config: forward_row_kernel if config.whole_row else forward_tiled_kernel,
+            lambda config: {"TAIL": configs.tail(n, config.block_n)},
             lambda config: batch * num_heads * triton.cdiv(n, config.block_m),
             head_dim,
             arguments,
@@ -159,13 +164,14 @@ def backward(
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
             outputs = (grad_q, grad_k, grad_v, shares)
             arguments = (*inputs, taps, affinity, logsumexp, *outputs, *all_strides, *grid)
-            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
+            launch(config.row, lambda _: backward_row_kernel, lambda _: {}, lambda _: heads, head_dim, arguments, local)
             torch.sum(shares, dim=0, out=grad_alpha)
             return
         delta = torch.empty_like(logsumexp)
         launch(
             config.query,
             lambda _: backward_query_kernel,
+            lambda config: {"TAIL": configs.tail(n, config.block_n)},
             lambda config: heads * triton.cdiv(n, config.block_m),
             head_dim,
             (*inputs, logsumexp, grad_q, delta, *all_strides, n, num_heads, scale),
@@ -174,6 +180,7 @@ def backward(
         launch(
             config.key,
             lambda _: backward_key_kernel,
+            lambda config: {"TAIL": configs.tail(n, config.block_m)},
             lambda config: heads * triton.cdiv(n, config.block_n),
             head_dim,
             (*inputs, taps, affinity, logsumexp, delta, grad_k, grad_v, *all_strides, *grid),

@@ -126,16 +126,27 @@ def row_fits(n: int, block_d: int) -> bool:
     return n <= MAX_ROW and padded(n) * block_d <= MAX_ROW_ELEMENTS
 
 
-def waste(n: int, block_m: int, block_n: int) -> float:
-    """Scores that tiles compute beyond the n² that exist, as a part of those."""
-    return -(-n // block_m) * block_m * -(-n // block_n) * block_n / n**2 - 1
+def tail(n: int, block: int) -> int:
+    """Size of the tile for the tokens that fill no tile of `block`, 0 where there are none."""
+    return padded(n % block) if n % block else 0
 
 
-def tiled(table: dict, n: int, head_dim: int, dtype: torch.dtype, precision: str) -> list[tuple[int, int, int, int]]:
-    """Candidates of a table for n tokens: those which waste little in their order, then the others by their waste."""
+def waste(n: int, owned: int, walked: int) -> float:
+    """Scores that are computed beyond the n² that exist, as a part of those, where a program owns a tile of `owned`
+    tokens and walks those of the other kind in tiles of `walked`."""
+    return -(-n // owned) * owned * (n // walked * walked + tail(n, walked)) / n**2 - 1
+
+
+def tiled(
+    table: dict, n: int, head_dim: int, dtype: torch.dtype, precision: str, owned: int
+) -> list[tuple[int, int, int, int]]:
+    """Candidates of a table for n tokens: those which waste little in their order, then the others by their waste.
+
+    `owned`: which of (block_m, block_n) a program has one tile of, by position.
+    """
     kind = precision if dtype == torch.float32 else "half"
     candidates = table[kind][max(32, padded(head_dim))]
-    return sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, *tile[:2])))
+    return sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, tile[owned], tile[1 - owned])))
 
 
 @lru_cache(maxsize=1024)
@@ -145,7 +156,7 @@ def forward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = "
     A whole row takes one pass and the fewest reads. float32 stays tiled at any n: with a row of 64 keys on the
     ordinary multipliers the operands of one product alone fill the registers.
     """
-    tiles = [ForwardConfig(*tile, whole_row=False) for tile in tiled(FORWARD, n, head_dim, dtype, precision)]
+    tiles = [ForwardConfig(*tile, whole_row=False) for tile in tiled(FORWARD, n, head_dim, dtype, precision, 0)]
     block_d = padded(head_dim)
     if dtype == torch.float32 or not row_fits(n, block_d):
         return tuple(tiles)
@@ -161,8 +172,8 @@ def backward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = 
     block_d, row = padded(head_dim), padded(n)
     if dtype == torch.float32 or not row_fits(n, block_d):
         return BackwardConfig(
-            query=tuple(MixConfig(*tile) for tile in tiled(QUERY, n, head_dim, dtype, precision)),
-            key=tuple(MixConfig(*tile) for tile in tiled(KEY, n, head_dim, dtype, precision)),
+            query=tuple(MixConfig(*tile) for tile in tiled(QUERY, n, head_dim, dtype, precision, 0)),
+            key=tuple(MixConfig(*tile) for tile in tiled(KEY, n, head_dim, dtype, precision, 1)),
         )
     # The accumulators of keys and values fill most registers: blocks of at most 32 queries.
     block_m = min(row, 32)

@@ -162,6 +162,7 @@ def forward_row_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """One block of queries whose softmax rows fit on chip (n <= BLOCK_N): one pass, no running maximum."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
@@ -208,6 +209,40 @@ def forward_row_kernel(
 
 
 @triton.jit
+def attend(
+    accumulator,
+    row_max,
+    row_sum,
+    q,
+    k_head,
+    v_head,
+    k_stride,
+    v_stride,
+    start,
+    n,
+    scale_log2,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """One step of the online softmax: the keys from `start` on, of which all exist where WHOLE."""
+    k = load_tokens(k_head, start, n, k_stride, HEAD_DIM, KEYS, BLOCK_D, WHOLE)
+    scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, KEYS], tl.float32), PRECISION)
+    if not WHOLE:
+        scores = tl.where((tl.arange(0, KEYS) < n - start)[None, :], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
+    weights = tl.exp2(scores * scale_log2 - new_max[:, None])
+    correction = tl.exp2(row_max - new_max)
+    row_sum = row_sum * correction + tl.sum(weights, 1)
+    v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, KEYS, BLOCK_D, WHOLE)
+    accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)
+    return accumulator, new_max, row_sum
+
+
+@triton.jit
 def forward_tiled_kernel(
     q_ptr,
     k_ptr,
@@ -235,8 +270,9 @@ def forward_tiled_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
-    """One block of queries against all key tiles, online softmax; only the last, partial tile is masked."""
+    """One block of queries against all key tiles, online softmax; the keys that fill no tile have one of TAIL."""
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
     first_query = tile * BLOCK_M
     k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
@@ -246,18 +282,47 @@ def forward_tiled_kernel(
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
-    for start in range(0, n, BLOCK_N):
-        k = load_tokens(k_head, start, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
-        scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
-        if start + BLOCK_N > n:
-            scores = tl.where((tl.arange(0, BLOCK_N) < n - start)[None, :], scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
-        weights = tl.exp2(scores * scale_log2 - new_max[:, None])
-        correction = tl.exp2(row_max - new_max)
-        row_max = new_max
-        row_sum = row_sum * correction + tl.sum(weights, 1)
-        v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
-        accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)
+    whole = n // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        accumulator, row_max, row_sum = attend(
+            accumulator,
+            row_max,
+            row_sum,
+            q,
+            k_head,
+            v_head,
+            k_stride,
+            v_stride,
+            start,
+            n,
+            scale_log2,
+            PRECISION,
+            HEAD_DIM,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_D,
+            True,
+        )
+    if TAIL:
+        accumulator, row_max, row_sum = attend(
+            accumulator,
+            row_max,
+            row_sum,
+            q,
+            k_head,
+            v_head,
+            k_stride,
+            v_stride,
+            whole,
+            n,
+            scale_log2,
+            PRECISION,
+            HEAD_DIM,
+            BLOCK_M,
+            TAIL,
+            BLOCK_D,
+            False,
+        )
     store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M)
 
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]

@@ -59,10 +59,24 @@ def tile_mask(start, n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: t
 
 
 @triton.jit
-def load_tokens(head_ptr, start, n, stride_n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The (TOKENS, BLOCK_D) tile of one head from token `start` on, zero where a token or a channel does not exist."""
-    mask = tile_mask(start, n, HEAD_DIM, TOKENS, BLOCK_D)
-    return tl.load(tile_pointers(head_ptr, start, stride_n, TOKENS, BLOCK_D), mask=mask, other=0.0)
+def load_tokens(
+    head_ptr,
+    start,
+    n,
+    stride_n,
+    HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr = False,
+):
+    """The (TOKENS, BLOCK_D) tile of one head from token `start` on, zero where a token or a channel does not exist.
+
+    WHOLE: all its tokens exist.
+    """
+    pointers = tile_pointers(head_ptr, start, stride_n, TOKENS, BLOCK_D)
+    if WHOLE and HEAD_DIM == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=tile_mask(start, n, HEAD_DIM, TOKENS, BLOCK_D), other=0.0)
 
 
 @triton.jit
