@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Backward of the mix for any number of tokens, second kernel, by key tiles: grad_k and grad_v.
 
-The formulas are those of backward_row.py, delta is backward_query.py's. Queries that fill no tile of BLOCK_M have one of
-TAIL.
+The formulas are those of backward_row.py, delta is backward_query.py's. Queries that fill no tile of BLOCK_M have one
+of TAIL.
 """
 
 import triton
