@@ -18,7 +18,7 @@ import cases
 import machine
 import torch
 import torch.nn.functional as F
-from contenders import EAGER, NOT_FUSED, OURS
+from names import EAGER, NOT_FUSED, OURS
 from network_problems import ModelProblem
 from timing import Contender, measure
 from torch import Tensor, nn

@@ -115,7 +115,7 @@ _SECTIONS = {
 _SMALL = {
     "mix": lambda device: _mix(device, MIX_SHAPES[:3]),
     "depthwise": lambda device: _depthwise(device, DEPTHWISE_SHAPES[1:2]),
-    "mlp": lambda device: _mlp(device, MLP_SHAPES[3:]),
+    "mlp": lambda device: _mlp(device, MLP_SHAPES[3:] + MLP_SHAPES[1:2]),
     "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),

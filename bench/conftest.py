@@ -16,6 +16,7 @@ import cases
 import contenders
 import floors
 import machine
+import names
 import pytest
 import timing
 
@@ -50,7 +51,7 @@ def pytest_generate_tests(metafunc):
     everything = DEVICE == "cuda" or options.all_shapes
     problems = (cases.all_problems if everything else cases.small_problems)(DEVICE, marker.args)
     # Compiling takes longer than everything else, and is somebody else's to check.
-    left_out = () if options.benchmark_only or options.benchmark_enable else (contenders.COMPILED,)
+    left_out = () if options.benchmark_only or options.benchmark_enable else (names.COMPILED,)
     pairs = [(p, name) for p in problems for name in contenders.contender_names(p) if name not in left_out]
     metafunc.parametrize(("problem", "implementation"), pairs, ids=[_identifier(p.name, name) for p, name in pairs])
 
@@ -92,7 +93,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = [b for b in config._benchmarksession.benchmarks if "percent_of_floor" in b.extra_info]
     if not rows:
         return
-    eager = {b.group: b.stats.median for b in rows if b.name == contenders.EAGER}
+    eager = {b.group: b.stats.median for b in rows if b.name == names.EAGER}
     terminalreporter.section("against eager and against the floor")
     terminalreporter.write_line(f"floor: {rows[0].extra_info['rates']}")
     head = ("implementation", "median ms", "× eager", "MB", "GFLOP", "floor ms", "% of floor")

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""What a problem is, and the gate in front of the clock: only contenders that compute the same thing are timed."""
+"""The benchmark problem protocol, and the check against eager that a contender passes before it is timed."""
 
 from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 from floors import Cost
+from names import BACKENDS, EAGER, NOT_FUSED, OURS
 from timing import Contender
 from torch import Tensor
 
-OURS, EAGER, COMPILED = "ours", "eager", "torch.compile"
-# A network of ours in evaluation as it is trained, before `fuse()`.
-NOT_FUSED = "ours, not fused"
-# Ours on a backend that is asked for: what the automatic choice of a GPU's ops is judged by.
-BACKENDS = {"ours on cuda": "cuda", "ours on triton": "triton"}
-
 # Relative L2 difference to eager that rounding explains; a wrong border, tap or scale differs by far more.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+class WrongResult(AssertionError):
+    """A contender's result differs from eager's, or a backend of ours failed; its time would mean nothing."""
+
+    def __init__(self, contender: str, message: str) -> None:
+        super().__init__(message)
+        self.contender = contender
 
 
 class Problem(Protocol):
@@ -51,8 +54,7 @@ def checked_contenders(problem: Problem, names: Iterable[str]) -> tuple[dict[str
     """Contenders that have run once and agree with eager, and for baselines that cannot run here the reason.
 
     Raises:
-        AssertionError: a contender's result differs from eager's, so that its time would mean nothing; or one of our
-            backends failed.
+        WrongResult: a contender's result differs from eager's, or one of our backends failed.
     """
     reference = problem.contender(EAGER)
     expected = problem.outputs(EAGER, reference())
@@ -69,20 +71,22 @@ def checked_contenders(problem: Problem, names: Iterable[str]) -> tuple[dict[str
             if name in (OURS, NOT_FUSED):
                 raise
             if name in BACKENDS and "cannot serve this call" not in str(error):
-                raise AssertionError(f"{problem.name}: {name}: {error}") from error
+                raise WrongResult(name, f"{problem.name}: {name}: {error}") from error
             unavailable[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
             continue
-        _check(f"{problem.name}: {name}", problem.outputs(name, result), expected, problem.tolerance)
+        difference = _difference(problem.outputs(name, result), expected, problem.tolerance)
+        if difference:
+            raise WrongResult(name, f"{problem.name}: {name}: {difference}")
         contenders[name] = contender
     return contenders, unavailable
 
 
-def _check(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+def _difference(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> str | None:
+    """The first output that is further from eager's than rounding explains, in words."""
     # An attention kernel alone has no output in common with the whole.
     for name in actual.keys() & expected.keys():
         difference = actual[name].double() - expected[name].double()
         error = (difference.norm() / expected[name].double().norm()).item()
         if not error <= tolerance:  # a NaN fails too
-            raise AssertionError(
-                f"{what}: {name} differs from eager by {error:.1e} (relative L2), allowed {tolerance:.0e}"
-            )
+            return f"{name} differs from eager by {error:.1e} (relative L2), allowed {tolerance:.0e}"
+    return None

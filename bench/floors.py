@@ -49,9 +49,14 @@ DEVICES = {
 
 
 def rates(name: str, device: str, dtype: torch.dtype) -> Rates:
-    """The table's rates for a device of this name, else those of a copy and a matrix product timed here and now."""
+    """The table's rates for a device of this name, else those measured here and now."""
     if dtype == torch.bfloat16 and name in DEVICES:
         return DEVICES[name]
+    return measured_rates(device, dtype)
+
+
+def measured_rates(device: str, dtype: torch.dtype) -> Rates:
+    """Rates of a copy and of a matrix product of random numbers, timed here and now."""
     # Far beyond any cache, and long enough to time.
     elements, side = (2**28, 8192) if device == "cuda" else (2**25, 1024)
     source = torch.randn(elements, device=device, dtype=dtype)

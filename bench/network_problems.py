@@ -13,8 +13,9 @@ import floors
 import timm
 import torch
 import torch.nn.functional as F
-from contenders import COMPILED, EAGER, NOT_FUSED, OURS, TOLERANCE
+from contenders import TOLERANCE
 from machine import COMPILE_MODES, bench_dtype
+from names import COMPILED, EAGER, NOT_FUSED, OURS
 from released_network import MixBlock, ReleasedNetwork, StaticBlock
 from timing import Contender
 from torch import Tensor, nn

@@ -4,14 +4,15 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import floors
 import torch
 import torch.nn.functional as F
-from contenders import BACKENDS, COMPILED, EAGER, OURS, TOLERANCE
+from contenders import TOLERANCE
 from machine import bench_dtype
+from names import BACKENDS, COMPILED, EAGER, OURS
 from timing import Contender
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -196,10 +197,17 @@ def _without_cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return eager_local_aggregation(x, weight, bias)
 
 
-@functools.lru_cache(maxsize=16)
 def _drawn(case: MixCase, dtype: torch.dtype, device: str, seed: int) -> MixInputs:
-    """The numbers that all contenders get copies of: a CPU draws them, which takes longer than all that is timed."""
-    return case.make(dtype, device, seed)
+    """Inputs of one set: the same numbers in other places for every seed but 0."""
+    inputs = _drawn_once(case, dtype, device)
+    rolled = {name: leaf.roll(seed, 1) if leaf.dim() > 1 else leaf for name, leaf in inputs.leaves.items()}
+    return replace(inputs, leaves=rolled)
+
+
+@functools.lru_cache(maxsize=2)
+def _drawn_once(case: MixCase, dtype: torch.dtype, device: str) -> MixInputs:
+    """A CPU draws the numbers, which takes longer than everything that is timed."""
+    return case.make(dtype, device)
 
 
 def random_tensor(shape: tuple[int, ...], problem: OpProblem, seed: int) -> Tensor:

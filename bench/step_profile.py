@@ -32,8 +32,8 @@ import cases
 import floors
 import machine
 import torch
-from contenders import EAGER, NOT_FUSED, OURS
 from described_gpu import DescribedProblem, described_gpu
+from names import EAGER, NOT_FUSED, OURS
 from network_parts import PARTS
 from network_problems import DEPTHS, ModelProblem
 from step_recorder import Operator, record_step, time_operators

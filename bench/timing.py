@@ -2,9 +2,12 @@
 """How long things take: contenders measured side by side in one process, medians.
 
 CPU: the contenders take turns, so that whatever else the machine does meets all of them alike; with one thread
-(`torch.set_num_threads(1)`) the time of that thread, which no other process lengthens. GPU: CUDA events by
-`triton.testing.do_bench`; operations as one CUDA graph over several input sets, of ops larger together than the L2
-cache, so neither launch gaps nor cached inputs count, and for all contenders or for none.
+(`torch.set_num_threads(1)`) the time of that thread, which no other process lengthens.
+
+GPU: CUDA events by `triton.testing.do_bench`, ours first and once more last, so that a drifting clock shows as noise.
+Operations are one CUDA graph over several input sets, of ops larger together than the L2 cache, each set with outputs
+of its own: neither launch gaps nor cached tensors count. Ours is timed by launches as well, which is what a contender
+that no graph can hold is compared with.
 """
 
 import gc
@@ -12,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -35,11 +38,21 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Median milliseconds by contender; noise is how far the same contender was from itself."""
+    """Median milliseconds by contender; noise is how far the same contender was from itself.
+
+    `cuda_graph`: whether ours was timed as a graph; `launched_ms` is then ours by launches. `not_captured` has the
+    reason for every contender that no graph could hold.
+    """
 
     milliseconds: dict[str, float]
     noise: float
-    cuda_graph: bool
+    cuda_graph: bool = False
+    launched_ms: float | None = None
+    not_captured: dict[str, str] = field(default_factory=dict)
+
+    def ours_beside(self, name: str) -> float:
+        """Milliseconds of ours, timed in the way that the contender was."""
+        return self.launched_ms if self.cuda_graph and name in self.not_captured else self.milliseconds["ours"]
 
 
 def synchronized_clock() -> float:
@@ -61,14 +74,14 @@ def measure(contenders: dict[str, Contender], device: str, seconds: float) -> Me
         contenders: by name, "ours" among them; each has run before, so nothing is left to compile.
         seconds: time to spend on them all, about; no less than three rounds.
     """
-    graph = False
-    everyone: dict[str, Callable] = {**contenders, AGAIN: contenders["ours"]}
     if device == "cuda":
-        milliseconds, graph = _on_gpu(everyone, seconds)
-    else:
-        milliseconds = _taking_turns(everyone, seconds)
-    noise = abs(milliseconds.pop(AGAIN) / milliseconds["ours"] - 1)
-    return Measurement(milliseconds, noise, graph)
+        return _on_gpu(contenders, seconds)
+    milliseconds = _taking_turns({**contenders, AGAIN: contenders["ours"]}, seconds)
+    return Measurement(milliseconds, _noise(milliseconds))
+
+
+def _noise(milliseconds: dict[str, float]) -> float:
+    return abs(milliseconds.pop(AGAIN) / milliseconds["ours"] - 1)
 
 
 def fastest_seconds(function: Callable[[], Any], device: str, repeats: int = 20) -> float:
@@ -109,40 +122,64 @@ def _taking_turns(contenders: dict[str, Callable], seconds: float, shortest: flo
     return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
 
 
-def _on_gpu(contenders: dict[str, Callable], seconds: float) -> tuple[dict[str, float], bool]:
-    """Medians on a GPU, and whether CUDA graphs were timed."""
-    from triton.testing import do_bench
-
+def _on_gpu(contenders: dict[str, Contender], seconds: float) -> Measurement:
+    """Medians on a GPU."""
     # A contender with several input sets is short: its launches would be timed in place of its kernels.
     short = all(contender.rounds > 1 for contender in contenders.values())
-    graphs = _capture(contenders) if short else None
-    budget = 1e3 * seconds / len(contenders)
-    milliseconds = {}
-    for name, contender in contenders.items():
-        function, calls = (contender, 1) if graphs is None else (graphs[name].replay, contender.rounds)
-        milliseconds[name] = do_bench(function, warmup=budget / 4, rep=budget, return_mode="median") / calls
-    return milliseconds, graphs is not None
+    graphs, not_captured = _capture(contenders) if short else ({}, {})
+    if "ours" not in graphs:
+        graphs = {}
+    share = seconds / (len(contenders) + 1 + bool(graphs))
+
+    def milliseconds_of(name: str) -> float:
+        if name in graphs:
+            return _median(graphs[name].replay, share) / contenders[name].rounds
+        return _median(contenders[name], share)
+
+    _wake_up(graphs["ours"].replay if graphs else contenders["ours"])
+    milliseconds = {name: milliseconds_of(name) for name in contenders}
+    launched = _median(contenders["ours"], share) if graphs else None
+    milliseconds[AGAIN] = milliseconds_of("ours")
+    return Measurement(milliseconds, _noise(milliseconds), bool(graphs), launched, not_captured)
 
 
-def _capture(contenders: dict[str, Contender]) -> dict[str, torch.cuda.CUDAGraph] | None:
-    """One graph a contender over all its input sets; None when any of them cannot be captured."""
-    graphs = {}
+def _median(function: Callable[[], Any], seconds: float) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(function, warmup=250 * seconds, rep=1e3 * seconds, return_mode="median")
+
+
+def _wake_up(function: Callable[[], Any], seconds: float = 0.05) -> None:
+    """Keep the GPU busy until its clocks have risen: what is timed first would pay for it."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        function()
+        torch.cuda.synchronize()
+
+
+def _capture(contenders: dict[str, Contender]) -> tuple[dict[str, torch.cuda.CUDAGraph], dict[str, str]]:
+    """One graph per contender over all its input sets; and why there is none of the others."""
+    graphs, reasons = {}, {}
     for name, contender in contenders.items():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # allocations and workspaces settle outside the capture
-            for _ in range(contender.rounds):
-                contender()
-        torch.cuda.current_stream().wait_stream(side)
-        graphs[name] = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graphs[name]):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # allocations and workspaces settle outside the capture
                 for _ in range(contender.rounds):
                     contender()
-        except RuntimeError:
+            torch.cuda.current_stream().wait_stream(side)
             torch.cuda.synchronize()
-            return None
-    return graphs
+            torch.cuda.empty_cache()  # a graph has memory of its own, beside what the warm-up left
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                # All results live until the end: no output is written over one that is still in the cache.
+                results = [contender() for _ in range(contender.rounds)]
+            del results
+            graphs[name] = graph
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            reasons[name] = str(error).strip().splitlines()[0]
+    return graphs, reasons
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import floors
 import torch.nn.functional as F
-from contenders import COMPILED, EAGER
+from names import COMPILED, EAGER
 from op_problems import Inputs, OpProblem, backends, implementation, random_tensor
 from torch import Tensor
 

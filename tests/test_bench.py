@@ -1,18 +1,12 @@
 """The benchmarks: their arithmetic, the gate in front of the clock, the baseline network, the commands as written."""
 
 import json
-import re
-import shlex
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from bench_programs import ROOT, run, usage_lines
 
-ROOT = Path(__file__).parents[1]
 GOLDEN_NAMES = ROOT / "tests" / "golden" / "container_light_official_names.json"
 
 
@@ -23,66 +17,6 @@ def _bench_importable(monkeypatch):
 
 def relative_error(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
-def run(*command):
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
-
-
-def test_contender_rotates_its_inputs():
-    from timing import Contender
-
-    contender = Contender(lambda inputs: inputs, ["first", "second"])
-    assert contender.rounds == 2
-    assert [contender() for _ in range(3)] == ["first", "second", "first"]
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_measure_tells_fast_from_slow(monkeypatch, threads):
-    """By the wall, or where one thread does all the work by its own time, in which sleeping takes none."""
-    from timing import Contender, measure
-
-    def spend(seconds):
-        time.sleep(0.03)
-        start = time.thread_time()
-        while time.thread_time() - start < seconds:
-            pass
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    fast, slow = (Contender(spend, [seconds]) for seconds in (1e-3, 1e-2))
-    result = measure({"ours": fast, "eager": slow}, "cpu", 0.1)
-    assert result.milliseconds.keys() == {"ours", "eager"}
-    asleep = 0 if threads == 1 else 30
-    assert asleep + 1 <= result.milliseconds["ours"] < result.milliseconds["eager"]
-    assert result.milliseconds["eager"] >= asleep + 10
-    assert threads > 1 or result.milliseconds["ours"] < 10
-    assert result.noise >= 0 and not result.cuda_graph
-
-
-class RecordedGraph:
-    def replay(self):
-        """Stands for a graph's replay."""
-
-
-@pytest.mark.parametrize(
-    ("rounds", "capturable", "graphed"), [((4, 4), True, True), ((4, 4), False, False), ((4, 1), True, False)]
-)
-def test_gpu_times_graphs_for_all_or_for_none(monkeypatch, rounds, capturable, graphed):
-    """A graph holds a call for every input set; without graphs one call is timed."""
-    import timing
-
-    def do_bench(function, warmup, rep, return_mode):
-        assert return_mode == "median" and rep > warmup > 0
-        return 8.0 if getattr(function, "__name__", None) == "replay" else 2.5
-
-    monkeypatch.setattr("triton.testing.do_bench", do_bench)
-    monkeypatch.setattr(timing, "_capture", lambda all_: dict.fromkeys(all_, RecordedGraph()) if capturable else None)
-    ours, eager = (timing.Contender(lambda _: None, [None] * n) for n in rounds)
-    result = timing.measure({"ours": ours, "eager": eager}, "cuda", 1.0)
-    expected = 2.0 if graphed else 2.5
-    assert result == timing.Measurement({"ours": expected, "eager": expected}, noise=0.0, cuda_graph=graphed)
 
 
 def tiny_problems():
@@ -110,7 +44,8 @@ def tiny_problems():
 
 @pytest.mark.parametrize("index", range(11))
 def test_ours_passes_the_gate(index):
-    from contenders import COMPILED, EAGER, checked_contenders, contender_names
+    from contenders import checked_contenders, contender_names
+    from names import COMPILED, EAGER
 
     problem = tiny_problems()[index]
     names = [name for name in contender_names(problem) if name != COMPILED]
@@ -123,7 +58,8 @@ def test_ours_passes_the_gate(index):
 
 def test_gate_stops_a_wrong_op(monkeypatch):
     import op_problems
-    from contenders import OURS, checked_contenders
+    from contenders import checked_contenders
+    from names import OURS
 
     right = op_problems.local_aggregation
 
@@ -138,7 +74,8 @@ def test_gate_stops_a_wrong_op(monkeypatch):
 
 def test_gate_stops_a_wrong_gradient(monkeypatch):
     import op_problems
-    from contenders import OURS, checked_contenders
+    from contenders import checked_contenders
+    from names import OURS
 
     right = op_problems.context_aggregation
 
@@ -152,7 +89,8 @@ def test_gate_stops_a_wrong_gradient(monkeypatch):
 
 def test_gate_stops_a_wrong_network(monkeypatch):
     import network_problems
-    from contenders import OURS, checked_contenders
+    from contenders import checked_contenders
+    from names import OURS
 
     problem = tiny_problems()[4]
     monkeypatch.setattr(network_problems, "timm", timm_without_local_terms())
@@ -161,7 +99,8 @@ def test_gate_stops_a_wrong_network(monkeypatch):
 
 
 def test_inference_of_ours_is_that_of_the_fused_network():
-    from contenders import NOT_FUSED, OURS, contender_names
+    from contenders import contender_names
+    from names import NOT_FUSED, OURS
 
     inference, training = tiny_problems()[4:6]
     assert NOT_FUSED in contender_names(inference) and NOT_FUSED not in contender_names(training)
@@ -209,7 +148,8 @@ def timm_without_local_terms():
 
 
 def test_baseline_that_cannot_run_is_named_with_its_reason(monkeypatch):
-    from contenders import COMPILED, EAGER, OURS, checked_contenders
+    from contenders import checked_contenders
+    from names import COMPILED, EAGER, OURS
 
     def no_compiler(*_, **__):
         raise RuntimeError("no C++ compiler found\nlong story")
@@ -258,90 +198,6 @@ def test_baseline_network_computes_what_the_release_does(monkeypatch):
         logits = baseline(image)
         assert relative_error(logits, torch.from_numpy(golden()["logits"])) < 2e-5
         assert relative_error(ours(image), logits) < 2e-5
-
-
-def test_table_reports_a_wrong_result_without_a_row(monkeypatch, tmp_path, capsys):
-    import op_problems
-    import table
-
-    right = op_problems.local_aggregation
-    monkeypatch.setattr(op_problems, "local_aggregation", lambda *arguments: right(*arguments) * 1.01)
-    assert table.main(["--quick", "--only", "depthwise", "--device", "cpu", "--output", str(tmp_path)]) == 1
-    (written,) = tmp_path.glob("*.json")
-    report = json.loads(written.read_text())
-    assert not report["rows"] and "differs from eager" in report["wrong"][0]
-    assert "Wrong results" in capsys.readouterr().out
-
-
-def test_table_begins_no_problem_after_its_limit(tmp_path):
-    import table
-
-    options = ["--only", "mix,depthwise", "--device", "cpu", "--limit", "-1", "--output", str(tmp_path)]
-    assert table.main(options) == 0
-    (written,) = tmp_path.glob("*.json")
-    report = json.loads(written.read_text())
-    assert not report["rows"] and len(report["notes"]) == 36
-    assert report["notes"][0] == "mix forward, 8×7×7, 512 channels, 16 heads: -1 seconds were over"
-
-
-def test_network_that_does_not_fit_is_measured_on_a_smaller_batch(monkeypatch, tmp_path):
-    import table
-
-    def needs_room(problem, names, rates, seconds, report):
-        if getattr(problem, "batch", 100) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.\nlong story")
-        measured.append(problem.name)
-
-    measured = []
-    monkeypatch.setattr(table, "measure_problem", needs_room)
-    assert table.main(["--only", "mix,model", "--device", "cpu", "--output", str(tmp_path)]) == 0
-    (written,) = tmp_path.glob("*.json")
-    notes = json.loads(written.read_text())["notes"]
-    assert measured[0] == "container_light inference, batch 2, 224×224" and len(measured) == 4
-    assert notes[0] == "mix forward, 8×7×7, 512 channels, 16 heads: CUDA out of memory."
-    assert notes[12:14] == [f"container_light inference, batch {n}, 224×224: CUDA out of memory." for n in (8, 4)]
-
-
-def usage_lines(path):
-    """The commands that a module's docstring tells the reader to type."""
-    commands = re.findall(r"^    (\w+ bench\S*(?: --\S+(?: [a-z\d,]+)?)*)", path.read_text(), re.MULTILINE)
-    return [shlex.split(command) for command in commands]
-
-
-def test_table_usage_lines_run():
-    import table
-
-    lines = usage_lines(ROOT / "bench" / "table.py")
-    assert [line[:2] for line in lines] == 6 * [["python", "bench/table.py"]]
-    for line in lines:
-        table.parse_options(line[2:])
-
-
-def test_table_writes_its_files(tmp_path):
-    *_, quick = usage_lines(ROOT / "bench" / "table.py")
-    result = run(*quick[1:], "--only", "depthwise", "--device", "cpu", "--output", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    assert "times faster" in result.stdout and "depthwise 3×3 forward, 8×14×14, 320 channels" in result.stdout
-
-    markdown, data = (next(tmp_path.glob(f"*{suffix}")) for suffix in (".md", ".json"))
-    assert f"torch{torch.__version__.replace('+', '_')}" in data.name and "float32" in data.name
-    assert markdown.read_text() in result.stdout
-    report = json.loads(data.read_text())
-    assert {"device", "dtype", "threads", "torch", "commit", "date", "floor"} <= report["conditions"].keys()
-    (row,) = report["rows"]
-    assert row["ratio"] == pytest.approx(row["theirs_ms"] / row["ours_ms"])
-    assert row["percent_of_floor"] == pytest.approx(100 * row["floor_ms"] / row["ours_ms"])
-
-
-def test_table_refuses_an_unknown_section(capsys):
-    import table
-
-    with pytest.raises(SystemExit):
-        table.parse_options(["--only", "mix,depthwize"])
-    assert (
-        "expected some of mix, depthwise, mlp, projection, block, model, column, got 'depthwize'"
-        in capsys.readouterr().err
-    )
 
 
 def test_pytest_command_measures():

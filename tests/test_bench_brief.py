@@ -1,0 +1,98 @@
+"""bench/brief.py and bench/predictions.py: one line per problem with everything that is known of it."""
+
+import json
+import re
+
+import pytest
+from bench_programs import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _bench_importable(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+
+
+def row(problem, against, ratio, met, **times):
+    known = {"problem": problem, "against": against, "ratio": ratio, "met": met, "percent_of_floor": 71.6}
+    return {**known, "floor_ms": 0.0143, "noise_percent": 1.26, **times}
+
+
+def report(*rows, notes=(), wrong=(), **more):
+    return {"rows": list(rows), "notes": list(notes), "wrong": list(wrong), **more}
+
+
+MIX = "mix forward, 128×7×7, 512 channels, 16 heads"
+
+
+@pytest.fixture
+def reports():
+    first = report(
+        row(MIX, "eager", 5.125, True, ours_ms=0.02, theirs_ms=0.1025, launched_ms=0.055),
+        row(MIX, "ours on cuda", 1.0, None, ours_ms=0.02, theirs_ms=0.02, launched_ms=0.055),
+        row(MIX, "ours on triton", 1.5, None, ours_ms=0.02, theirs_ms=0.03, launched_ms=0.055),
+        row("depthwise 3×3 forward", "eager (eager without cuDNN)", 3.0, None, ours_ms=0.5, theirs_ms=1.5),
+        row("inference", "eager", 4.0, True, ours_ms=2, theirs_ms=8, images_per_second=64000, memory=0.312),
+        row("inference", "ours, not fused", 1.1, None, ours_ms=2, theirs_ms=2.2, images_per_second=64000),
+        notes=["one: not measured"],
+    )
+    compiled = report(row(MIX, "torch.compile of eager", 2.0, False, ours_ms=0.021, theirs_ms=0.042))
+    return first, compiled
+
+
+def test_a_line_has_everything_that_is_known(reports, monkeypatch):
+    import brief
+    import predictions
+
+    monkeypatch.setattr(predictions, "PREDICTIONS", {MIX: (16.0, "a guess")})
+    head, *lines = (re.split(r"  +", line) for line in brief.lines(*reports))
+    assert head == [
+        "problem", "ours µs", "eager", "compiled", "not fused", "floor", "% floor", "predicted", "×pred", "noise %",
+        "launched", "cuda", "triton", "images/s", "memory",
+    ]  # fmt: skip
+    mix = ["mix fwd, 128×7×7, 512, 16h", "20.0", "5.12*", "2.00!", "-", "14.3", "72", "16", "1.25", "1.3"]
+    assert lines[0] == [*mix, "55.0", "20.0", "30.0", "-", "-"]
+    assert lines[1][:5] == ["depthwise 3×3 fwd", "500.0", "3.00", "-", "-"] and lines[1][7:9] == ["-", "-"]
+    assert lines[2][-2:] == ["64000", "0.31"] and lines[2][4] == "1.10"
+    assert brief.furthest_from_prediction(*reports) == ["mix fwd, 128×7×7, 512, 16h: 1.25 times the prediction"]
+
+
+def test_what_is_wrong_comes_before_what_is_missing():
+    import brief
+
+    ended = report(wrong=["mix: differs"], notes=["mlp: no time"], begun="depthwise")
+    assert brief.remarks(report(notes=["first"]), ended) == [
+        "mix: differs", "depthwise: begun and not ended", "first", "mlp: no time",
+    ]  # fmt: skip
+    assert brief.lines(report()) == []
+
+
+def test_brief_reads_what_the_table_wrote():
+    """The result files in the repository: every problem on a line of its own."""
+    import brief
+
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        written = json.loads(path.read_text(encoding="utf-8"))
+        assert len(brief.lines(written)) == 1 + len({row["problem"] for row in written["rows"]})
+
+
+def test_predictions_are_of_problems_that_are_measured():
+    import cases
+    from predictions import PREDICTIONS
+
+    names = [problem.name for problem in cases.all_problems("cuda")]
+    assert set(PREDICTIONS) <= set(names)
+    assert all(us > 0 and source for us, source in PREDICTIONS.values())
+    decisive = [n for n in names if re.search("^depthwise 5×5|^fused_mlp|^mix forward.*(7×7|14×14|28×28)", n)]
+    assert len(decisive) == 22 and set(decisive) <= set(PREDICTIONS)
+
+
+def test_a_prediction_is_not_below_its_floor():
+    """Both are for the same device."""
+    import cases
+    import floors
+    from predictions import DEVICE, predicted_us
+
+    rates = floors.DEVICES[DEVICE]
+    for problem in cases.all_problems("cuda", ("mix", "depthwise", "mlp", "projection")):
+        predicted = predicted_us(problem.name)
+        assert predicted is None or predicted >= 1e3 * rates.floor_ms(problem.kernels), problem.name
