@@ -2,8 +2,8 @@
 """One line per problem of tables that `bench/table.py` wrote: python bench/brief.py RESULT.json [RESULT.json ...]
 
 Columns: microseconds of ours, how many times faster ours is than each baseline, the floor and how many % of ours it is,
-the prediction (for one H100) and measured / predicted, the noise of ours timed twice, ours by launches in place of a
-CUDA graph, our backends by name; of networks images per second and peak memory over eager's. A column that no problem
+the prediction (for one H100) and measured / predicted, the noise of ours timed twice in %, ours by launches in place of
+a CUDA graph, our backends by name; of networks images per second and peak memory over eager's. A column that no problem
 has is left out; the same problem in several files is one line.
 """
 
@@ -18,12 +18,20 @@ from predictions import predicted_us
 # Baseline -> title of the column of ratios.
 RATIOS = {
     "eager": "eager",
-    "torch.compile of eager": "compiled",
-    "fastest attention alone": "attention",
+    "torch.compile of eager": "comp",
+    "fastest attention alone": "attn",
     NOT_FUSED: "not fused",
 }
 # In this order: the longer text first.
-_SHORTER = (("forward + backward", "fwd+bwd"), ("forward", "fwd"), (" channels", ""), (" heads", "h"), ("fused_", ""))
+_SHORTER = (
+    ("forward + backward", "fwd+bwd"),
+    ("forward", "fwd"),
+    (" channels", ""),
+    (" heads", "h"),
+    ("fused_", ""),
+    (" and residual", " + x"),
+    (", ", " "),
+)
 
 
 def lines(*reports: dict) -> list[str]:
@@ -54,11 +62,11 @@ def _cells(problem: str, against: dict[str, dict]) -> dict[str, str]:
         cells[title] = _ratio(against.get(baseline))
     cells |= {
         "floor": f"{1e3 * row['floor_ms']:.1f}",
-        "% floor": f"{row['percent_of_floor']:.0f}",
-        "predicted": "-" if predicted is None else f"{predicted:g}",
+        "%floor": f"{row['percent_of_floor']:.0f}",
+        "pred": "-" if predicted is None else f"{predicted:g}",
         "×pred": "-" if predicted is None else f"{us / predicted:.2f}",
-        "noise %": f"{row['noise_percent']:.1f}",
-        "launched": "-" if launched is None else f"{1e3 * launched:.1f}",
+        "noise%": f"{row['noise_percent']:.1f}",
+        "launch": "-" if launched is None else f"{1e3 * launched:.1f}",
     }
     for baseline in BACKENDS:
         theirs = against.get(baseline)
@@ -80,11 +88,15 @@ def shorter(problem: str) -> str:
     return problem
 
 
-def remarks(*reports: dict) -> list[str]:
-    """What is wrong, what a process did not come back from, and what was not measured, most telling first."""
-    wrong = [message for report in reports for message in report["wrong"]]
+def wrong(*reports: dict) -> list[str]:
+    """Results that are wrong, and crashes."""
+    return [message for report in reports for message in report["wrong"]]
+
+
+def notes(*reports: dict) -> list[str]:
+    """What was not measured and why, a problem that was begun and not ended first."""
     begun = [f"{report['begun']}: begun and not ended" for report in reports if report.get("begun")]
-    return [*wrong, *begun, *(note for report in reports for note in report["notes"])]
+    return [*begun, *(note for report in reports for note in report["notes"])]
 
 
 def furthest_from_prediction(*reports: dict, count: int = 3) -> list[str]:
@@ -98,7 +110,7 @@ def furthest_from_prediction(*reports: dict, count: int = 3) -> list[str]:
 
 def main(paths: Sequence[str]) -> None:
     reports = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    print("\n".join([*lines(*reports), *remarks(*reports)]))
+    print("\n".join([*lines(*reports), *wrong(*reports), *notes(*reports)]))
 
 
 if __name__ == "__main__":

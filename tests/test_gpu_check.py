@@ -1,17 +1,24 @@
-"""bench/gpu_check.sh as far as a machine without a GPU can tell: it stops and says why; its table reads well."""
+"""bench/gpu_check.sh as far as a machine without a GPU can tell.
 
-import json
+What it would do fits, selects and measures everything; a rehearsal does all of it on small problems.
+"""
+
 import os
 import re
-import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
+from bench_programs import ROOT, run
 
-ROOT = Path(__file__).parents[1]
+DOOR = ROOT / "bench" / "gpu_check.sh"
+PROGRAM = ROOT / "bench" / "gpu_check.py"
 
 
 @pytest.fixture(autouse=True)
@@ -19,117 +26,270 @@ def _bench_importable(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it would run for minutes")
+def stages(rehearsal=False):
+    from check_steps import LIMITS, Setting, steps
+
+    return {stage: steps(stage, Setting(16, Path("work"), rehearsal)) for stage in LIMITS}
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="it would run for minutes")
 def test_needs_a_gpu(tmp_path):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", ROOT / "bench" / "gpu_check.sh", tmp_path],
-        env=os.environ | {"PATH": path},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-    )
+    """Through the door, from another folder."""
+    done = subprocess.run(["bash", DOOR, "1", tmp_path / "out"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip() == "gpu_check needs a CUDA device, torch sees none"
+    assert done.stderr.strip() == "gpu_check needs an NVIDIA GPU, nvidia-smi shows none"
     assert not list(tmp_path.iterdir())
 
 
-# In place of python3: notes what it is asked to do, and does what the script builds on.
-STAND_IN = """#!/bin/bash
-[ "$1" = -c ] || echo "$*" >>"$LOG"
-case "$1" in
-    -m) echo "12 passed" ;;
-    bench/table.py)
-        while [ "$1" != --output ]; do shift; done
-        mkdir -p "$2" && echo '{}' >"$2/table.json" && echo "wrote a table"
-        exit "${TABLE_STATUS:-0}" ;;
-    bench/brief.py) echo "brief of $2" ;;
-    *) echo "did $1" ;;
-esac
-"""
+def test_the_plan_prints_and_runs_nothing(tmp_path):
+    done = run(PROGRAM, "--plan", env={"PATH": "/nowhere"})
+    assert done.returncode == 0, done.stderr
+    for stage, steps in stages().items():
+        assert f"stage {stage}: " in done.stdout
+        assert all(f" {step.name}: {step.what}" in done.stdout for step in steps)
+    assert "pytest" in done.stdout and "-n 16" in done.stdout and "bench/table.py --only mix" in done.stdout
 
 
-@pytest.mark.skipif(Path("/usr/local/cuda/bin/compute-sanitizer").exists(), reason="it would run on the stand-in")
-@pytest.mark.parametrize(("seconds", "table_status"), [(470, 0), (60, 0), (470, 1), (470, 124)])
-def test_measures_within_its_time_and_goes_on_after_a_failure(tmp_path, seconds, table_status):
-    """The script itself, on a machine whose Python does nothing."""
-    python = tmp_path / "bin" / "python3"
-    python.parent.mkdir()
-    python.write_text(STAND_IN)
-    python.chmod(0o755)
-    log, out = tmp_path / "log", tmp_path / "a folder"
-    variables = {"GPU_CHECK_SECONDS": seconds, "TABLE_STATUS": table_status, "LOG": log}
-    done = subprocess.run(
-        ["bash", ROOT / "bench" / "gpu_check.sh", out],
-        env={"PATH": f"{python.parent}:/usr/bin:/bin"} | {name: str(value) for name, value in variables.items()},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    wrong, out_of_time = table_status == 1, table_status == 124
-    assert done.returncode == wrong, done.stdout + done.stderr
-    measured = [line.split() for line in log.read_text().splitlines() if "--limit" in line]
-    sections = ["model", "mix,mlp,projection,depthwise", "container_light"] + ["model"] * (seconds > 90)
-    assert [words[2] for words in measured] == sections
-    limits = [int(words[words.index("--limit") + 1]) for words in measured]
-    assert all(0 < limit <= seconds * 0.6 for limit in limits)
-    assert ("no time left" in done.stdout) == (seconds <= 90)
-    tables = 2 * (2 + (seconds > 90))  # each is noted, and once more in the summary
-    assert done.stdout.count("FAILED (status 1): wrote a table") == wrong * tables
-    assert done.stdout.count("out of time; what was measured is kept") == out_of_time * tables
-    assert f"brief of {out}/table.json" in done.stdout
-    assert (f"brief of {out}/compiled/table.json" in done.stdout) == (seconds > 90)
+@pytest.mark.parametrize(("stage", "call"), [(1, 540), (2, 300)])
+def test_each_stage_fits_its_call(stage, call):
+    from check_steps import LIMITS, expected_seconds
+
+    steps = stages()[stage]
+    assert LIMITS[stage] <= call - 15  # what comes before and after
+    assert expected_seconds(steps) <= 0.94 * LIMITS[stage]
+    assert all(step.expected <= step.limit for step in steps)
 
 
-def row(problem, against, ratio, met, **times):
-    return {"problem": problem, "against": against, "ratio": ratio, "met": met, "percent_of_floor": 71.6, **times}
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_decides_most_starves_whatever_the_steps_before_take(stage):
+    from check_steps import LIMITS, groups, time_for
+
+    later, left = stages()[stage], LIMITS[stage]
+    for group in groups(later):
+        later = later[len(group) :]
+        seconds = max(time_for(step, later, left) for step in group)
+        assert not group[0].kept or seconds >= group[0].expected, group[0].name
+        left -= max(seconds, 0)
 
 
-def test_brief_table():
-    import brief
-
-    report = {
-        "rows": [
-            row("mix forward", "eager", 5.125, True, ours_ms=0.02, theirs_ms=0.1025),
-            row("mix forward", "torch.compile of eager", 2.0, False, ours_ms=0.02, theirs_ms=0.04),
-            row("mix forward", "ours on cuda", 1.0, None, ours_ms=0.02, theirs_ms=0.02),
-            row("mix forward", "ours on triton", 1.5, None, ours_ms=0.02, theirs_ms=0.03),
-            row("depthwise 3×3 forward", "eager (eager without cuDNN)", 3.0, None, ours_ms=0.5, theirs_ms=1.5),
-            row("inference", "eager", 4.0, True, ours_ms=2, theirs_ms=8, images_per_second=64000, memory=0.312),
-            row("inference", "ours, not fused", 1.1, None, ours_ms=2, theirs_ms=2.2, images_per_second=64000),
-        ],
-        "notes": ["one: not measured"],
-        "wrong": [],
-    }
-    head, *lines = (re.split(r"  +", line) for line in brief.lines(report))
-    assert head == [
-        "problem", "ours µs", "% floor", "eager", "compiled", "attention", "not fused", "cuda µs", "triton µs",
-        "images/s", "memory",
-    ]  # fmt: skip
-    assert lines[0] == ["mix forward", "20.0", "72", "5.12*", "2.00!", "-", "-", "20.0", "30.0", "-", "-"]
-    assert lines[1] == ["depthwise 3×3 forward", "500.0", "72", "3.00", "-", "-", "-", "-", "-", "-", "-"]
-    assert lines[2] == ["inference", "2000.0", "72", "4.00*", "-", "-", "1.10", "-", "-", "64000", "0.31"]
-
-
-def test_brief_reads_what_the_table_wrote():
-    """The result files in the repository: every problem on a line of its own."""
-    import brief
-
-    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        assert len(brief.lines(report)) == 1 + len({row["problem"] for row in report["rows"]})
-
-
-def test_every_measurement_is_a_command_that_exists():
-    """What the script measures with: its options are understood, sections and models are known."""
+def test_every_command_is_one_that_exists():
+    """Options are understood, sections and models known, regular expressions compile."""
+    import check_device
+    import precompile
     import step_profile
     import table
 
-    script = (ROOT / "bench" / "gpu_check.sh").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^ *measure \"[^\"]+\" (\d+) [\w-]+ bench/(\w+)\.py (.*)$", script, re.MULTILINE)
-    assert [name for _, name, _ in commands] == ["table", "table", "step_profile", "table"]
-    parsers = {"table": table, "step_profile": step_profile}
-    for share, name, options in commands:
-        assert 0 < int(share) < 100
-        parsers[name].parse_options([*shlex.split(options), "--limit", "10"])
+    parsers = {"table": table, "step_profile": step_profile, "precompile": precompile, "check_device": check_device}
+    seen = set()
+    for rehearsal in (False, True):
+        for step in (step for steps in stages(rehearsal).values() for step in steps):
+            program, *options = (word.replace("{soft}", "10").replace("{work}", "work") for word in step.command)
+            if program == "-m":
+                assert options[0] == "pytest"
+            else:
+                assert (ROOT / program).is_file()
+            if Path(program).stem in parsers:
+                parsers[Path(program).stem].parse_options(options)
+            seen.add(Path(program).stem)
+    assert seen == {*parsers, "setup", "-m", "sanitize"}
+
+
+def tables(stage):
+    """(options, problems) of each table step of a stage, in order, as on a GPU; networks of the batch of the table."""
+    import table
+
+    for step in stages()[stage]:
+        if step.name.startswith("times-"):
+            words = [word.replace("{soft}", "10") for word in step.command[1:]]
+            options = table.parse_options([*words, "--device", "cuda"])
+            options.batch = None
+            yield options, table.chosen_problems(options)
+
+
+def measured_by(stage, *, compile_alone):
+    """Names of problems by table step."""
+    chosen = [problems for options, problems in tables(stage) if (options.compile == "alone") == compile_alone]
+    return [[problem.name for problem in problems] for problems in chosen]
+
+
+def test_every_problem_is_measured_once_and_what_decides_most_first():
+    import cases
+
+    mix, wide, mlp, rest = measured_by(1, compile_alone=False)
+    assert len(mix) == 12 and len(wide) == 8 and all("5×5" in name for name in wide)
+    assert len(mlp) == 4 and all("64 channels" in name or "128 channels" in name for name in mlp)
+    ops = cases.all_problems("cuda", ("mix", "depthwise", "mlp", "projection"))
+    assert Counter([*mix, *wide, *mlp, *rest]) == Counter(problem.name for problem in ops)
+    networks = cases.all_problems("cuda", ("model", "column"))
+    light, container, columns = measured_by(2, compile_alone=False)
+    assert Counter([*light, *container, *columns]) == Counter(problem.name for problem in networks)
+    assert all(name.startswith("container_light") for name in light) and len(light) == len(container) == 2
+
+
+def test_what_has_a_target_against_torch_compile_is_compiled():
+    import cases
+    from targets import GPU
+
+    compiled = {name for stage in (1, 2) for names in measured_by(stage, compile_alone=True) for name in names}
+    for problem in cases.all_problems("cuda"):
+        # The baseline of CONTAINER keeps N×N matrices: compiling it takes longer than a stage has.
+        if (problem.kind, "torch.compile of eager") in GPU and not problem.kind.startswith("container "):
+            assert problem.name in compiled
+    assert sum("ratio 8" in name for name in compiled) == 4
+
+
+def test_compilers_are_warmed_for_what_is_timed():
+    """Each contender of a table step is among the tasks of the step that compiles, by problem."""
+    import precompile
+    from contenders import contender_names
+    from names import COMPILED, NOT_FUSED, OURS
+
+    for stage, steps in stages().items():
+        (compiling,) = (step for step in steps if step.command[0] == "bench/precompile.py")
+        tasks = precompile.tasks(precompile.parse_options([*compiling.command[1:], "--device", "cuda"]))
+        warmed = {(problem, name) for *_, problem, name in tasks}
+        for options, problems in tables(stage):
+            for problem in problems:
+                names = {name for name in contender_names(problem) if name.startswith("ours on ") or name == NOT_FUSED}
+                wanted = {OURS, COMPILED} if options.compile else {OURS, *names}
+                assert {(problem.name, name) for name in wanted} <= warmed, problem.name
+
+
+# Tests of a whole op against float64, by file; {backend: dtypes}.
+HALF = {"float32", "float16", "bfloat16"}
+WHOLE = {
+    "test_context_aggregation_numerics": {"cuda": HALF, "triton": HALF},
+    "test_local_aggregation": {"cuda": HALF, "triton": HALF},
+    "test_local_statistics": {"cuda": HALF, "triton": HALF},
+    "test_projection": {"triton": HALF},
+    "test_fused_mlp": {"triton": HALF},
+    "test_fold_norm": {"triton": HALF},
+    "test_statistics_gradient": {"triton": HALF},
+}
+
+
+@pytest.fixture(scope="module")
+def selected():
+    """What each step of tests would run, as pytest itself says."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        from check_steps import TESTS, pytest_arguments
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+    found = {}
+    for name in TESTS:
+        arguments = [word for word in pytest_arguments(name) if word not in ("-p", "check_worker")]
+        arguments = [word for word in arguments if word not in ("no:cacheprovider", "-v")]
+        done = run("-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", *arguments)
+        assert done.returncode == 0, done.stdout
+        found[name] = [line for line in done.stdout.splitlines() if "::" in line]
+    return found
+
+
+def test_every_kernel_is_tested_in_every_dtype(selected):
+    for file, backends in WHOLE.items():
+        for backend, dtypes in backends.items():
+            names = [n for n in selected[f"tests-{backend}"] if f"{file}.py::test_matches_float64[" in n]
+            assert names, (file, backend)
+            words = [set(re.split(r"[^a-z0-9]+", name)) for name in names]
+            assert all(backend in word or file in ("test_fold_norm", "test_statistics_gradient") for word in words)
+            assert {dtype for word in words for dtype in HALF & word} == dtypes, (file, backend)
+
+
+def test_tf32_is_tested_for_every_op_that_multiplies(selected):
+    tf32 = [name for name in selected["tests-triton"] if "tests/ops/test_tf32.py::" in name]
+    for op in ("mix", "mlp", "projection"):
+        for precision in ("tf32", "ieee"):
+            assert sum(f"::test_{op}[" in name and f"{precision}-" in name for name in tf32) >= 2
+
+
+def test_what_only_a_gpu_shows_is_selected_and_nothing_twice(selected):
+    everything = Counter(name for names in selected.values() for name in names)
+    assert max(everything.values()) == 1
+    for test in ("test_nvcc_half", "test_a_cuda_graph_replays_forward_and_backward", "test_automatic_choice_on_a_gpu"):
+        assert any(f"::{test}" in name for name in everything), test
+    graphs = [name for name in everything if "test_a_cuda_graph_replays" in name]
+    assert len(graphs) == 2
+
+
+def test_nothing_is_needed_that_a_bare_machine_lacks():
+    """Programs are imported and tests collected where what draws, exports and trains is not installed."""
+    code = """
+import sys
+for name in ("tqdm", "matplotlib", "sklearn", "onnx", "onnxruntime", "onnxscript", "pandas"):
+    sys.modules[name] = None
+sys.path.insert(0, "bench")
+import check_device, gpu_check, precompile, sanitize, step_profile, table
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--collect-only", "tests/ops", "tests/device"]))
+"""
+    done = run("-c", code)
+    assert done.returncode == 0 and "tests collected" in done.stdout, done.stdout + done.stderr
+
+
+def members(folder, stage):
+    with tarfile.open(folder / f"results-{stage}.tar.gz") as archive:
+        return {Path(name).name for name in archive.getnames()}
+
+
+def rehearse(stage, folder, *more):
+    """The program without a GPU; its results are two files."""
+    done = run(PROGRAM, stage, folder, "--rehearse", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in folder.iterdir()} == {f"results-{stage}.tar.gz", f"summary-{stage}.md"}
+    assert done.stdout.endswith((folder / f"summary-{stage}.md").read_text() + "\n")
+    return done.stdout
+
+
+def test_a_few_steps_rehearsed(tmp_path):
+    """Real programs from the door to the archive; all of both stages under `-m slow`."""
+    printed = rehearse(1, tmp_path / "one", "--steps", "device,tests-cuda,times-depthwise")
+    assert re.search(r"tests-cuda +ok .* tests collected", printed)
+    assert "depthwise 5×5 fwd 8×14×14 320" in printed.split("# GPU check")[1]
+    expected = {"device.json", "device.log", "tests-cuda.log", "times-depthwise.log", "steps.json", "summary.md"}
+    assert expected <= members(tmp_path / "one", 1)
+
+
+def test_a_step_that_does_not_exist_is_named(tmp_path):
+    done = run(PROGRAM, 2, tmp_path, "--rehearse", "--steps", "device,times-mixed")
+    assert (
+        done.returncode == 1
+        and "expected some of device, memcheck, " in done.stderr
+        and "got times-mixed" in done.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_whole_stage_rehearsed(tmp_path, stage):
+    printed = rehearse(stage, tmp_path / "out")
+    summary = printed.split("# GPU check")[1]
+    for step in stages(rehearsal=True)[stage]:
+        assert re.search(rf"^{step.name} +ok ", summary, re.MULTILINE), step.name
+    shown = ["mix fwd", "mlp fwd", "projection fwd"] if stage == 1 else ["container_light inference", "deit_small"]
+    assert all(text in summary for text in shown)
+
+
+def test_a_stop_keeps_what_was_done(tmp_path):
+    """As a clock stops it, in the middle of a step: results are there, nothing runs on, the status is a shell's."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    program = subprocess.Popen(
+        [sys.executable, PROGRAM, "1", out, "--rehearse", "--steps", "times-mix"],
+        env=os.environ | {"TMPDIR": str(work)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = program.stdout.readline()
+    time.sleep(1)
+    assert running_with(work) == 1
+    program.send_signal(signal.SIGTERM)
+    rest, _ = program.communicate(timeout=30)
+    assert first.startswith("times-mix begins") and program.returncode == 143
+    assert re.search(r"^times-mix +stopped ", rest, re.MULTILINE)
+    assert {"times-mix.log", "steps.json", "summary.md"} <= members(out, 1)
+    assert running_with(work) == 0 and not list(work.iterdir())
+
+
+def running_with(folder):
+    """Processes that have a folder in their command."""
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return sum(str(folder).encode() in line for line in lines)

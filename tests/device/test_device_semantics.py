@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from builder import cuda
+from builder.project import env
 from container_kernels import _extension
 
 HERE = Path(__file__).parent
@@ -40,5 +41,5 @@ def test_nvcc_compiles_what_a_gpu_shall_run(tmp_path, source):
 @NEEDS_NVCC
 def test_nvcc_half(tmp_path):
     program = tmp_path / "semantics"
-    cuda.build_program(HERE / "semantics.cu", program)
+    cuda.build_program(HERE / "semantics.cu", program, archs=env.value("CONTAINER_KERNELS_CUDA_ARCHS"))
     holds(subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
