@@ -144,8 +144,7 @@ def test_outcomes(log: str) -> dict[str, str]:
     """Outcome by test of pytest -v, the last one where a test has several."""
     outcomes = {}
     for line in log.splitlines():
-        # pytest's short summary names failures once more, with their messages.
-        match = None if line.startswith(("FAILED ", "ERROR ")) else _OUTCOME.search(line)
+        match = _OUTCOME.search(line)
         if match and (match[1] or match[3]):
             outcomes[match[2]] = match[1] or match[3]
     return outcomes

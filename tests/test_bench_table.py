@@ -154,6 +154,20 @@ def test_a_lost_gpu_ends_the_process_and_the_next_goes_on(monkeypatch, tmp_path)
     assert all("depthwise" in message and "illegal" in message for message in report["wrong"])
 
 
+def test_a_gpu_lost_to_a_wrong_contender_ends_the_process_too(monkeypatch, tmp_path):
+    import table
+    import token_problems
+
+    def lost(device):
+        raise table.DeviceLost("an illegal memory access was encountered")
+
+    monkeypatch.setattr(token_problems, "_linear_mlp", lambda x, *weights: 2 * x)
+    monkeypatch.setattr(table, "check_device", lost)
+    assert table.main(quick(tmp_path, "--match", "mlp")) == table.DEVICE_LOST
+    report = only_report(tmp_path)
+    assert not report["rows"] and report["finished"] and ["linear" in m for m in report["wrong"]] == [True, False]
+
+
 def test_a_crash_is_named_and_not_tried_again(monkeypatch, tmp_path):
     import table
 
