@@ -125,27 +125,28 @@ def backward_key_kernel(
             True,
         )
     if TAIL:
-        grad_k, grad_v = add_queries(
-            grad_k,
-            grad_v,
-            k,
-            v,
-            q_head,
-            grad_out_head,
-            logsumexp_ptr + rows,
-            delta_ptr + rows,
-            q_stride,
-            grad_out_stride,
-            whole,
-            n,
-            scale,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_D,
-            TAIL,
-            BLOCK_N,
-            False,
-        )
+        for start in range(whole, n, TAIL):
+            grad_k, grad_v = add_queries(
+                grad_k,
+                grad_v,
+                k,
+                v,
+                q_head,
+                grad_out_head,
+                logsumexp_ptr + rows,
+                delta_ptr + rows,
+                q_stride,
+                grad_out_stride,
+                start,
+                n,
+                scale,
+                PRECISION,
+                HEAD_DIM,
+                BLOCK_D,
+                TAIL,
+                BLOCK_N,
+                False,
+            )
 
     grad_k_head, grad_stride = head_of(grad_k_ptr, grad_strides, batch, head, UNIT)
     grad_v_head, _ = head_of(grad_v_ptr, grad_strides, batch, head, UNIT)

@@ -125,7 +125,8 @@ def add_keys(
     return dot(rounded(grad_scores, k.dtype), k, grad_q, PRECISION)
 
 
-@triton.jit
+# A constant n = 1 would leave no loop, and without its pipeline ptxas fetches all operands at once and spills them.
+@triton.jit(do_not_specialize=["n"])
 def backward_query_kernel(
     grad_out_ptr,
     q_ptr,
@@ -188,25 +189,26 @@ def backward_query_kernel(
             True,
         )
     if TAIL:
-        delta = add_delta(
-            delta,
-            q,
-            grad_out,
-            k_head,
-            v_head,
-            k_stride,
-            v_stride,
-            whole,
-            n,
-            logsumexp_log2,
-            scale,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_M,
-            TAIL,
-            False,
-        )
+        for start in range(whole, n, TAIL):
+            delta = add_delta(
+                delta,
+                q,
+                grad_out,
+                k_head,
+                v_head,
+                k_stride,
+                v_stride,
+                start,
+                n,
+                logsumexp_log2,
+                scale,
+                PRECISION,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_M,
+                TAIL,
+                False,
+            )
     tl.store(delta_ptr + rows, delta, mask=queries < n)
 
     grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -232,26 +234,27 @@ def backward_query_kernel(
             True,
         )
     if TAIL:
-        grad_q = add_keys(
-            grad_q,
-            delta,
-            q,
-            grad_out,
-            k_head,
-            v_head,
-            k_stride,
-            v_stride,
-            whole,
-            n,
-            logsumexp_log2,
-            scale,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_D,
-            BLOCK_M,
-            TAIL,
-            False,
-        )
+        for start in range(whole, n, TAIL):
+            grad_q = add_keys(
+                grad_q,
+                delta,
+                q,
+                grad_out,
+                k_head,
+                v_head,
+                k_stride,
+                v_stride,
+                start,
+                n,
+                logsumexp_log2,
+                scale,
+                PRECISION,
+                HEAD_DIM,
+                BLOCK_D,
+                BLOCK_M,
+                TAIL,
+                False,
+            )
     grad_q *= tl.load(alpha_ptr + head) * scale
     grad_q_head, grad_stride = head_of(grad_q_ptr, grad_strides, batch, head, UNIT)
     store_tokens(grad_q_head, grad_q, first_query, n, grad_stride, HEAD_DIM, BLOCK_M, BLOCK_D)

@@ -304,25 +304,26 @@ def forward_tiled_kernel(
             True,
         )
     if TAIL:
-        accumulator, row_max, row_sum = attend(
-            accumulator,
-            row_max,
-            row_sum,
-            q,
-            k_head,
-            v_head,
-            k_stride,
-            v_stride,
-            whole,
-            n,
-            scale_log2,
-            PRECISION,
-            HEAD_DIM,
-            BLOCK_M,
-            TAIL,
-            BLOCK_D,
-            False,
-        )
+        for start in range(whole, n, TAIL):  # one step, as a loop: outside of one, loads are not pipelined
+            accumulator, row_max, row_sum = attend(
+                accumulator,
+                row_max,
+                row_sum,
+                q,
+                k_head,
+                v_head,
+                k_stride,
+                v_stride,
+                start,
+                n,
+                scale_log2,
+                PRECISION,
+                HEAD_DIM,
+                BLOCK_M,
+                TAIL,
+                BLOCK_D,
+                False,
+            )
     store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M)
 
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]
