@@ -20,6 +20,8 @@
 //       barriers
 //   shuffle(value, lane) shuffle_xor shuffle_down, with mask
 //       4-byte values, all lanes of mask take part
+//   any_lane(condition)
+//       whether it holds in any lane of the warp; all lanes take part
 //   atomic_add(address, value)
 //       float, int32_t; returns the old value
 //   load<N>(address) store(address, vec)

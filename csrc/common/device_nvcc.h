@@ -71,6 +71,8 @@ CK_DEVICE T shuffle_down(T value, int distance, unsigned mask = kFullWarp) {
     return __shfl_down_sync(mask, value, distance);
 }
 
+CK_DEVICE bool any_lane(bool condition) { return __any_sync(kFullWarp, condition); }
+
 template <class T>
 CK_DEVICE T atomic_add(T* address, T value) {
     return atomicAdd(address, value);
@@ -143,16 +145,19 @@ CK_DEVICE void load_matrix_transposed(uint32_t (&registers)[Count], const void* 
     }
 }
 
+// volatile as all operations of a whole warp are: the compiler must not move one into a branch that some lanes
+// do not take.
 template <class T>
 CK_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     if constexpr (kIsBFloat16<T>) {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
-            "%9}, "
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%0, %1, %2, %3};\n"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     } else {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
             "{%0, %1, %2, %3};\n"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -87,6 +87,14 @@ T shuffle_down(T value, int distance, unsigned mask = kFullWarp, Location where 
     return host::value_of_lane(value, thread_index() % kWarpSize + distance, mask, "shuffle_down", where);
 }
 
+inline bool any_lane(bool condition, Location where = Location::current()) {
+    const std::byte* const* peers = host::exchange(&condition, sizeof(condition), kFullWarp, "any_lane", where);
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+        if (std::to_integer<bool>(*peers[lane])) return true;
+    }
+    return false;
+}
+
 template <class T>
 T atomic_add(T* address, T value) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, int32_t>);

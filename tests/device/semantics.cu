@@ -83,6 +83,19 @@ CK_KERNEL(64) shuffles(int* out) {
     mine[4] = shuffle_xor(value, 3, lane() < 16 ? 0x0000ffffu : 0xffff0000u);
 }
 
+CK_KERNEL(64) votes(int* out) {
+    // In warp 0 the condition holds in one lane, in warp 1 in none; then in all lanes and in all but one.
+    int* mine = out + 2 * thread_index();
+    mine[0] = any_lane(thread_index() == 13);
+    mine[1] = any_lane(warp() == 0 || lane() != 31);
+}
+
+void check_votes() {
+    const Memory<int> out(std::vector<int>(2 * 64, -1));
+    launch<votes>({1}, 64, 0, nullptr, out.data());
+    expect("any_lane", equal<int>(out.values(), [](int i) { return i % 2 == 1 || i / 2 < 32; }));
+}
+
 void check_shuffles() {
     const Memory<int> out(std::vector<int>(5 * 64, -1));
     launch<shuffles>({1}, 64, 0, nullptr, out.data());
@@ -407,6 +420,7 @@ int main() {
     check_coordinates();
     check_arguments();
     check_shuffles();
+    check_votes();
     check_shared_memory();
     check_wide_accesses();
     check_load_matrix();

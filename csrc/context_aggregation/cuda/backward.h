@@ -2,6 +2,7 @@
 // What the parts of the mix's backward share: a launch's arguments and how heads are given to blocks.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 
@@ -49,15 +50,21 @@ struct KeySplit {
     int64_t rows;  // the tokens and, behind them, rows of zeros
 };
 
-// The shared memory of a block, one head: k, q, v and dy, rows 16 bytes apart; dS of 16 queries; logsumexp
-// and one or, in float32, two sums of every query. More than any device has where the warps are too many.
+// Channels whose windows are in shared memory at a time.
+constexpr int window_channels(int padded_head_dim) { return std::min(padded_head_dim, 64); }
+
+// The shared memory of a block, one head: k, q, v and dy, rows 16 bytes apart; logsumexp; dS of 16 queries and one
+// or, in float32, two sums of every query, in whose place the windows of the local term are later. More than any
+// device has where the warps are too many.
 inline size_t backward_shared_memory(const MixShape& shape, int element_bytes) {
     const int head_dim = padded_head_dim(shape.head_dim);
     const KeySplit split(shape, element_bytes);
     if (split.warps > KeySplit::most_warps(head_dim)) return std::numeric_limits<size_t>::max();
-    const size_t row =
-        4 * (head_dim * element_bytes + 16) + kTile * element_bytes + 4 * (element_bytes / 2 + 1);
-    return split.rows * row;
+    const size_t tokens = split.rows * (4 * (head_dim * element_bytes + 16) + sizeof(float));
+    const size_t step = split.rows * (kTile * element_bytes + sizeof(float) * element_bytes / 2);
+    const size_t windows =
+        sizeof(float) * window_channels(head_dim) * shape.kernel_height * shape.kernel_width;
+    return tokens + std::max(step, windows);
 }
 
 // These fill everything but what is reduced over the batch, for which they leave the partials.

@@ -33,13 +33,13 @@ struct Head {
           query(key + rows * kPitch<T, D>),
           value(query + rows * kPitch<T, D>),
           grad_out(value + rows * kPitch<T, D>),
-          staged(grad_out + rows * kPitch<T, D>),
-          logsumexp(reinterpret_cast<float*>(staged + rows * kTile)),
-          sums(logsumexp + rows) {}
+          logsumexp(reinterpret_cast<float*>(grad_out + rows * kPitch<T, D>)),
+          staged(reinterpret_cast<T*>(logsumexp + rows)),
+          sums(reinterpret_cast<float*>(staged + rows * kTile)) {}
 
     T *key, *query, *value, *grad_out;  // dq takes the place of q, and dk of k
-    T* staged;                          // dS of a step, see staged_at
     float* logsumexp;                   // in powers of 2, infinite behind the last token; then delta
+    T* staged;                          // dS of a step, see staged_at; windows, when all steps are done
     float* sums;                        // of a step's queries, from every warp
 };
 
@@ -87,14 +87,16 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
 
     CK_DYNAMIC_SHARED(memory);
     const Head<T, D> head(memory, rows);
-    const auto load_tile = [&](T* target, const Tokens& source) {
-        load_rows<T, D>(target, rows, source.head<const T>(image, head_index), source.token_stride, tokens,
-                        shape.head_dim, arguments.input_access, thread_index(), block_size());
-    };
-    load_tile(head.key, mix.k);
-    load_tile(head.query, mix.q);
-    load_tile(head.value, mix.v);
-    load_tile(head.grad_out, mix.grad_out);
+    with_access<T>(arguments.input_access, [&]<int Access>() {
+        const auto load_tile = [&](T* target, const Tokens& source) {
+            load_rows<Access, T, D>(target, rows, source.head<const T>(image, head_index), source.token_stride,
+                                    tokens, shape.head_dim);
+        };
+        load_tile(head.key, mix.k);
+        load_tile(head.query, mix.q);
+        load_tile(head.value, mix.v);
+        load_tile(head.grad_out, mix.grad_out);
+    });
     copy_async_commit();
     const float* const logsumexp =
         static_cast<const float*>(mix.logsumexp) + (image * shape.heads + head_index) * tokens;
@@ -176,6 +178,14 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         alpha_sum = warp_sum(alpha_sum);
         if (lane() == 0) partials[head_index] = alpha_sum;
     }
+    // The windows take the place of dS and the sums, and arrive while dq and dk leave.
+    const int64_t first_channel = int64_t{head_index} * shape.head_dim;
+    const float* const local_weight =
+        static_cast<const float*>(mix.local_weight) + first_channel * arguments.taps();
+    float* const windows = reinterpret_cast<float*>(head.staged);
+    if (mix.local_weight) {
+        local::load_windows<D>(windows, local_weight, 0, shape.head_dim, arguments.taps());
+    }
     const auto store_tile = [&](const Tokens& target, const T* source) {
         store_rows<T, D>(target.head<T>(image, head_index), target.token_stride, source, tokens,
                          shape.head_dim, arguments.output_access);
@@ -196,13 +206,14 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
             write_pair(room + (key + i * kTile + row) * P + channel, x * weight, y * weight);
         });
     }
+    copy_async_wait<0>();
     sync_threads();
-    const int64_t first_channel = int64_t{head_index} * shape.head_dim;
     const LocalHead<T> local{
         shape,
         head.value,
         head.grad_out,
-        static_cast<const float*>(mix.local_weight) + first_channel * arguments.taps(),
+        local_weight,
+        windows,
         room,
         mix.grad_v.head<T>(image, head_index),
         mix.grad_v.token_stride,

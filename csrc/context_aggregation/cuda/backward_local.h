@@ -8,6 +8,7 @@
 #include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/backward_tile.h"
+#include "context_aggregation/cuda/half_warps.h"
 #include "context_aggregation/params.h"
 
 namespace ck::cuda {
@@ -18,6 +19,7 @@ struct LocalHead {
     const MixShape& shape;
     const T *value, *grad_out;  // in shared memory
     const float* weight;        // (head_dim, K * K)
+    float* windows;             // in shared memory, for those of window_channels, where the first ones are
     float* room;                // of floats in shared memory, rows as wide: dv so far, and later other sums
     T* out;                     // dv
     int64_t out_stride;
@@ -46,6 +48,51 @@ struct Lanes {
 
     int channel, slot, slots;
 };
+
+// The spans of the grid that a slot of threads takes. The slots of half warps are a whole warp's rows apart: with
+// spans that follow each other in memory, a fourth one is as many tokens apart as needed, 28.
+template <class T, int D, bool Full>
+class Spans {
+  public:
+    CK_DEVICE explicit Spans(const MixShape& shape)
+        : per_row_(static_cast<int>(ceil_div(shape.width, kSpan))),
+          count_(shape.height * per_row_),
+          order_(count_, kTokensApart) {
+        static_assert(kSpan % 2 == 1, "kTokensApart spans are kTokensApart tokens apart, modulo 8");
+    }
+
+    // Calls visit(y, x) for every span of this thread's slot.
+    template <class Visit>
+    CK_DEVICE void for_each(const Lanes<D>& lanes, Visit visit) const {
+        CK_NO_UNROLL
+        for (int slot = lanes.slot; slot < count_; slot += lanes.slots) {
+            const unsigned span = kHalfWarpPerToken<T, D> && Full ? order_[slot] : slot, per_row = per_row_;
+            visit(static_cast<int>(span / per_row), static_cast<int>(span % per_row) * kSpan);
+        }
+    }
+
+  private:
+    int per_row_, count_;
+    PairedOrder order_;
+};
+
+// Starts to copy the windows of the channels from `first_channel` on into shared memory. `weight` is (head_dim,
+// taps); windows of channels that do not exist are zeros.
+template <int D>
+CK_DEVICE void load_windows(float* windows, const float* weight, int first_channel, int head_dim, int taps) {
+    const int count = window_channels(D) * taps, given = (head_dim - first_channel) * taps;
+    const float* const source = weight + first_channel * taps;
+    if (given % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
+        for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
+            copy_async<16>(windows + i, source + i, i < given);
+        }
+    } else {
+        for (int i = thread_index(); i < count; i += block_size()) {
+            copy_async<4>(windows + i, source + i, i < given);
+        }
+    }
+    copy_async_commit();
+}
 
 // Two channels of the tokens of row y of the grid in the span from x on, and of `Halo` tokens on either side;
 // zeros outside of the grid. Full: the width is a multiple of a span, which leaves two conditions. A halo is
@@ -128,11 +175,9 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     constexpr bool kLast = FirstRow + kRows == K;
     const MixShape& shape = head.shape;
     const Lanes<D> lanes;
-    const int channel = first_channel + lanes.channel, spans = static_cast<int>(ceil_div(shape.width, kSpan));
+    const int channel = first_channel + lanes.channel;
     float sums[kRows * K + kLast][2] = {};
-    CK_NO_UNROLL
-    for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
-        const int y = i / spans, x = i % spans * kSpan;
+    Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
         Float2 grad[kSpan], values[kSpan + K - 1];
         load_span<P, Full, 0>(grad, head.grad_out + channel, shape, y, x);
         CK_UNROLL
@@ -156,7 +201,7 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
                 sums[kRows * K][1] += grad[j].y;
             }
         }
-    }
+    });
     reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
                                                head.partials + FirstRow * K * shape.head_dim + first_channel,
                                                shape.head_dim);
@@ -169,17 +214,13 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     const MixShape& shape = head.shape;
     const Lanes<D> lanes;
-    const int channel = first_channel + lanes.channel, spans = static_cast<int>(ceil_div(shape.width, kSpan));
+    const int channel = first_channel + lanes.channel;
+    const float* const own_windows = head.windows + lanes.channel * (K * K) + FirstRow * K;
     Float2 window[kRows * K];
     CK_UNROLL
-    for (int tap = 0; tap < kRows * K; ++tap) {
-        const float* const first = head.weight + channel * (K * K) + FirstRow * K + tap;
-        window[tap] = {channel < shape.head_dim ? first[0] : 0.f,
-                       channel + 1 < shape.head_dim ? first[K * K] : 0.f};
-    }
-    CK_NO_UNROLL
-    for (int i = lanes.slot; i < shape.height * spans; i += lanes.slots) {
-        const int y = i / spans, x = i % spans * kSpan, first_token = y * shape.width + x;
+    for (int tap = 0; tap < kRows * K; ++tap) window[tap] = {own_windows[tap], own_windows[K * K + tap]};
+    Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
+        const int first_token = y * shape.width + x;
         Float2 grad[kSpan + K - 1], total[kSpan];
         load_span<P, Full, 0>(total, head.room + channel, shape, y, x);
         CK_UNROLL
@@ -206,14 +247,21 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
             store_span<1>(head.out + first_token * head.out_stride + channel, head.out_stride, total, count,
                           shape.head_dim - channel);
         }
-    }
+    });
     if constexpr (FirstRow + kRows < K)
         value_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
 }
 
 template <int K, bool Full, class T, int D>
 CK_DEVICE void backward(const LocalHead<T>& head) {
+    static_assert(Lanes<D>::kChannels == window_channels(D));
     for (int channel = 0; channel < D; channel += Lanes<D>::kChannels) {
+        if (channel > 0) {
+            sync_threads();  // the windows before have been read
+            load_windows<D>(head.windows, head.weight, channel, head.shape.head_dim, K * K);
+            copy_async_wait<0>();
+            sync_threads();
+        }
         value_gradient_rows<K, Full, 0, T, D>(head, channel);
     }
     for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {

@@ -53,19 +53,21 @@ struct ForwardBlock {
         return static_cast<float>(arguments.mix.shape.scale * kLog2E<double>);
     }
 
-    template <int Pitch>
+    template <int Access, int Pitch>
     CK_DEVICE void load_tokens(T* rows, int count, const Tokens& source, int begin) const {
-        load_rows<T, D, Pitch>(rows, count, source.head<T>(batch, head) + begin * source.token_stride,
-                               source.token_stride, tokens - begin, arguments.mix.shape.head_dim,
-                               arguments.access, thread_index(), block_size());
+        load_rows<Access, T, D, Pitch>(rows, count,
+                                       source.head<T>(batch, head) + begin * source.token_stride,
+                                       source.token_stride, tokens - begin, arguments.mix.shape.head_dim);
     }
 
     // Starts to copy what all chunks need.
     CK_DEVICE void load_head() const {
         const MixForward& mix = arguments.mix;
         const int key_rows = arguments.layout.key_rows;
-        load_tokens<kRow>(keys, key_rows, mix.k, 0);
-        load_tokens<kRow>(values, key_rows + kZeroTokens, mix.v, 0);
+        with_access<T>(arguments.access, [&]<int Access>() {
+            load_tokens<Access, kRow>(keys, key_rows, mix.k, 0);
+            load_tokens<Access, kRow>(values, key_rows + kZeroTokens, mix.v, 0);
+        });
         const int64_t count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
         const float* const source = static_cast<const float*>(mix.local_weight) + head * count;
         if (count % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
@@ -82,7 +84,9 @@ struct ForwardBlock {
         const ForwardLayout& layout = arguments.layout;
         const int width = arguments.mix.shape.width;
         if (begin > 0) sync_threads();
-        load_tokens<kChunkRow>(chunk_rows, layout.chunk_rows, arguments.mix.q, begin);
+        with_access<T>(arguments.access, [&]<int Access>() {
+            load_tokens<Access, kChunkRow>(chunk_rows, layout.chunk_rows, arguments.mix.q, begin);
+        });
         copy_async_commit();
         copy_async_wait<0>();
         sync_threads();
@@ -90,8 +94,5 @@ struct ForwardBlock {
         return {begin, begin + layout.chunk_tokens < limit ? begin + layout.chunk_tokens : limit};
     }
 };
-
-// Whether the condition holds in any lane of the warp.
-CK_DEVICE bool any_lane(bool condition) { return warp_sum(condition ? 1.f : 0.f) != 0; }
 
 }  // namespace ck::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "context_aggregation/cuda/forward_block.h"
+#include "context_aggregation/cuda/half_warps.h"
 #include "context_aggregation/cuda/window.h"
 
 namespace ck::cuda {
@@ -23,6 +24,24 @@ struct ChunkRows {
     }
 };
 
+// Which pair of channels a thread has, and which rows of a chunk. It keeps the pair from row to row; only blocks
+// of one warp can have fewer threads than there are pairs.
+template <class T, int D>
+struct RowShare {
+    int pairs, lanes, group, groups;
+    PairedOrder order;
+
+    CK_DEVICE RowShare(const ChunkRows& rows, int head_dim)
+        : pairs((head_dim + 1) / 2),
+          lanes(pairs < block_size() ? pairs : block_size()),
+          group(thread_index() / lanes),
+          groups(block_size() / lanes),
+          order(rows.count, rows_apart(rows.columns.width)) {}
+
+    // Of the numbers group, group + groups, ... below the count of rows.
+    CK_DEVICE int row(int slot) const { return kHalfWarpPerToken<T, D> ? order[slot] : slot; }
+};
+
 template <class T>
 CK_DEVICE void store_pair(T* address, float first, float second) {
     if constexpr (sizeof(T) == 4) {
@@ -41,12 +60,10 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
     const Tokens& out = block.arguments.mix.out;
     const bool to_memory = Last && block.arguments.paired_store;
     const Columns& columns = rows.columns;
-    // A thread keeps its pair of channels from row to row; only blocks of one warp can have fewer than pairs.
-    const int head_dim = block.arguments.mix.shape.head_dim, pairs = (head_dim + 1) / 2;
-    const int lanes = pairs < block_size() ? pairs : block_size(), groups = block_size() / lanes;
-    const int group = thread_index() / lanes;
-    if (group >= groups) return;
-    for (int pair = thread_index() % lanes; pair < pairs; pair += lanes) {
+    const int head_dim = block.arguments.mix.shape.head_dim;
+    const RowShare<T, D> share(rows, head_dim);
+    if (share.group >= share.groups) return;
+    for (int pair = thread_index() % share.lanes; pair < share.pairs; pair += share.lanes) {
         const int channel = 2 * pair;
         const auto add_row = [&](int row, const auto& walk) {
             const int token = row * columns.width;  // in the chunk's rows
@@ -65,8 +82,8 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
             });
         };
         if constexpr (K == 0) {
-            for (int row = group; row < rows.count; row += groups) {
-                add_row(row, [&](const auto& take) {
+            for (int slot = share.group; slot < rows.count; slot += share.groups) {
+                add_row(share.row(slot), [&](const auto& take) {
                     for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
                 });
             }
@@ -75,7 +92,8 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
             const WindowInput<T, kPitch<T, D>> input{block.values + channel, block.zeros() + channel};
             const bool second = channel + 1 < head_dim;
             const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};
-            for (int row = group; row < rows.count; row += groups) {
+            for (int slot = share.group; slot < rows.count; slot += share.groups) {
+                const int row = share.row(slot);
                 add_row(row,
                         [&](const auto& take) { taps.walk(input, rows.first + row, columns, start, take); });
             }

@@ -29,36 +29,58 @@ inline int row_access(const Tokens& tokens, int head_dim, int element_bytes) {
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : element_bytes;
 }
 
+// Calls function.operator()<Access>() for what row_access has found.
+template <class T, class Function>
+CK_DEVICE void with_access(int access, const Function& function) {
+    if (access == 16) {
+        function.template operator()<16>();
+    } else if (access == 4) {
+        function.template operator()<4>();
+    } else {
+        function.template operator()<static_cast<int>(sizeof(T))>();
+    }
+}
+
 namespace tile {
 
-// In accesses of 16 bytes every thread stays in its column, so that its addresses only move by a constant.
+// In accesses of 16 bytes. A warp has kBatch times as many rows as its lanes reach at once, a constant apart, then
+// those of its next turn. Copies stand in batches because in front of each batch ptxas places three loads that wait
+// for the copies before.
 template <class T, int D, int Pitch>
-CK_DEVICE void load_rows_16(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
-                            int thread, int threads) {
-    constexpr int kColumns = D / kVector<T>;
+CK_DEVICE void load_rows_16(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim) {
+    constexpr int kColumns = D / kVector<T>, kBatch = 4, kRows = kWarpSize / kColumns;
     static_assert(kWarpSize % kColumns == 0);
-    const int channel = thread % kColumns * kVector<T>, step = threads / kColumns;
+    const int own = static_cast<unsigned>(lane()) / kColumns;  // of the rows at once
+    const int channel = static_cast<unsigned>(lane()) % kColumns * kVector<T>;
     const bool valid = channel < head_dim;
-    int row = thread / kColumns;
-    T* target = rows + row * Pitch + channel;
-    const T* source = tokens + row * stride + channel;
-    const int64_t source_step = step * stride;
-    for (; row < valid_rows && row < count; row += step) {
-        copy_async<16>(target, source, valid);
-        target += step * Pitch;
-        source += source_step;
-    }
-    for (; row < count; row += step) {
-        copy_async<16>(target, tokens, false);
-        target += step * Pitch;
+    const int step = block_size() / kWarpSize * (kBatch * kRows);
+    const int whole = valid_rows < count ? valid_rows : count;
+    CK_NO_UNROLL
+    for (int first = warp() * (kBatch * kRows); first < count; first += step) {
+        T* const target = rows + (first + own) * Pitch + channel;
+        const T* const source = tokens + static_cast<unsigned>(first + own) * stride + channel;
+        const int64_t next = kRows * stride;
+        if (first + kBatch * kRows <= whole) {  // of most warps
+            CK_UNROLL
+            for (int i = 0; i < kBatch; ++i) {
+                copy_async<16>(target + i * kRows * Pitch, source + i * next, valid);
+            }
+        } else {
+            CK_UNROLL
+            for (int i = 0; i < kBatch; ++i) {
+                const int row = first + own + i * kRows;
+                if (row < count) {
+                    copy_async<16>(target + i * kRows * Pitch, source + i * next, valid && row < valid_rows);
+                }
+            }
+        }
     }
 }
 
 template <int Access, class T, int D, int Pitch>
-CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
-                         int thread, int threads) {
+CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim) {
     constexpr int kElements = Access / static_cast<int>(sizeof(T)), kColumns = D / kElements;
-    for (int i = thread; i < count * kColumns; i += threads) {
+    for (int i = thread_index(); i < count * kColumns; i += block_size()) {
         const int row = i / kColumns, channel = i % kColumns * kElements;
         const bool valid = row < valid_rows && channel < head_dim;
         const T* const source = tokens + row * stride + channel;
@@ -74,18 +96,14 @@ CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, in
 }  // namespace tile
 
 // Starts to copy `valid_rows` tokens, `stride` elements apart, into `count` rows of shared memory, `Pitch`
-// elements apart; the other rows, and the channels from head_dim to D, become zeros. `thread` of `threads`
-// share the work; the caller commits and waits. `access` is from row_access.
-template <class T, int D, int Pitch = kPitch<T, D>>
-CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim,
-                         int access, int thread, int threads) {
-    if (access == 16) {
-        tile::load_rows_16<T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread, threads);
-    } else if (access == 4) {
-        tile::load_rows<4, T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread, threads);
+// elements apart; the other rows, and the channels from head_dim to D, become zeros. All threads of the block
+// share the work; the caller commits and waits. Access: see with_access.
+template <int Access, class T, int D, int Pitch = kPitch<T, D>>
+CK_DEVICE void load_rows(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim) {
+    if constexpr (Access == 16) {
+        tile::load_rows_16<T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim);
     } else {
-        tile::load_rows<sizeof(T), T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim, thread,
-                                                threads);
+        tile::load_rows<Access, T, D, Pitch>(rows, count, tokens, stride, valid_rows, head_dim);
     }
 }
 
