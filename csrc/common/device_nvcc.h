@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -25,15 +26,24 @@ inline void check_cuda(cudaError_t status, const char* call) {
     }
 }
 
+// What one kernel may have of a device's shared memory, beyond the 48 KiB that it has without asking. Neither limit
+// is an operation of a stream: both can be raised while a graph is captured.
+class SharedMemoryLimits {
+  public:
+    // For the current device; once is enough, also by several threads at the same time.
+    void raise(const void* kernel);
+
+  private:
+    static constexpr int kNotedDevices = 64;  // any further one is asked each time
+    std::atomic<bool> raised_[kNotedDevices]{};
+};
+
 template <auto Kernel, class... Args>
 void launch(Dim3 grid, int threads, size_t shared_bytes, Stream stream, const Args&... args) {
     const void* const kernel = reinterpret_cast<const void*>(Kernel);
-    if (shared_bytes > 48 * 1024) {  // what a kernel may have without asking
-        // The most there is rather than what this launch needs: the kernel has one such attribute, which
-        // another thread would set to less before this launch.
-        check_cuda(
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()),
-            "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+    if (shared_bytes > 0) {
+        static SharedMemoryLimits limits;
+        limits.raise(kernel);
     }
     // CUDA copies as many bytes as a parameter has: what is given as an int for an int64_t has to become one.
     const auto start = [&]<class... Parameters>(void (*)(Parameters...)) {

@@ -28,14 +28,32 @@ __global__ void probe() {}
 
 }  // namespace
 
+// Always: this runtime is linked in and not the one that torch sets devices through, so what it believes to be
+// current need not be.
 DeviceGuard::DeviceGuard(int device) : previous_(current_device()) {
-    if (device != previous_) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    check_cuda(cudaSetDevice(device), "cudaSetDevice");
 }
 
 // Only where it was changed: on a device that nobody uses, this would create a context.
 DeviceGuard::~DeviceGuard() {
     int device;
     if (cudaGetDevice(&device) == cudaSuccess && device != previous_) cudaSetDevice(previous_);
+}
+
+void SharedMemoryLimits::raise(const void* kernel) {
+    const int device = current_device();
+    const bool is_noted = device < kNotedDevices;
+    if (is_noted && raised_[device].load(std::memory_order_acquire)) return;
+    // The most there is rather than what this launch needs: a kernel has one such attribute, which another thread
+    // would set to less before this launch.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()),
+               "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+    // The most again: kernels are designed for several blocks per multiprocessor, which its shared memory has to hold,
+    // and copy past L1. One value for all of them, since a multiprocessor may have to be idle to change it.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared),
+               "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");
+    if (is_noted) raised_[device].store(true, std::memory_order_release);
 }
 
 int multiprocessor_count() { return attribute(cudaDevAttrMultiProcessorCount); }

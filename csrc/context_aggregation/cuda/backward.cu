@@ -69,7 +69,7 @@ void mix_backward(const MixBackward& params, const LocalGradient& local, void* w
                   Stream stream) {
     const MixShape& shape = params.shape;
     const auto access = [&](const auto&... tokens) {
-        return std::min({row_access(tokens, shape.head_dim, element_bytes(dtype))...});
+        return std::min({row_access(tokens, shape, element_bytes(dtype))...});
     };
     const BackwardArguments arguments{params,
                                       local,

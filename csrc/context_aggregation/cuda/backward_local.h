@@ -80,17 +80,8 @@ class Spans {
 // taps); windows of channels that do not exist are zeros.
 template <int D>
 CK_DEVICE void load_windows(float* windows, const float* weight, int first_channel, int head_dim, int taps) {
-    const int count = window_channels(D) * taps, given = (head_dim - first_channel) * taps;
-    const float* const source = weight + first_channel * taps;
-    if (given % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
-        for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
-            copy_async<16>(windows + i, source + i, i < given);
-        }
-    } else {
-        for (int i = thread_index(); i < count; i += block_size()) {
-            copy_async<4>(windows + i, source + i, i < given);
-        }
-    }
+    load_floats(windows, weight + first_channel * taps, (head_dim - first_channel) * taps,
+                window_channels(D) * taps);
     copy_async_commit();
 }
 

@@ -92,7 +92,7 @@ void mix_forward(const MixForward& params, DType dtype, Stream stream) {
 
     const int element_bytes = dtype == DType::float32 ? 4 : 2;
     for (const Tokens& tokens : {params.q, params.k, params.v}) {
-        arguments.access = std::min(arguments.access, row_access(tokens, shape.head_dim, element_bytes));
+        arguments.access = std::min(arguments.access, row_access(tokens, shape, element_bytes));
     }
     const Tokens& out = params.out;
     const int64_t unit = reinterpret_cast<intptr_t>(out.data) / element_bytes | out.batch_stride |

@@ -68,15 +68,8 @@ struct ForwardBlock {
             load_tokens<Access, kRow>(keys, key_rows, mix.k, 0);
             load_tokens<Access, kRow>(values, key_rows + kZeroTokens, mix.v, 0);
         });
-        const int64_t count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
-        const float* const source = static_cast<const float*>(mix.local_weight) + head * count;
-        if (count % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
-            for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
-                copy_async<16>(weight + i, source + i);
-            }
-        } else {
-            for (int i = thread_index(); i < count; i += block_size()) copy_async<4>(weight + i, source + i);
-        }
+        const int count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
+        load_floats(weight, static_cast<const float*>(mix.local_weight) + int64_t{head} * count, count, count);
     }
 
     // Copies the queries from `begin` on, when the chunk before is done with, and waits for everything.

@@ -23,26 +23,24 @@ CK_DEVICE int rows_apart(int width) {
     return power >= kTokensApart ? 1 : kTokensApart / power;
 }
 
-// An order of the numbers from 0 to `count` in which neighbors, an even slot and the odd one after, are `apart`
-// (a power of two) apart, modulo twice that: as many of them as possible, the rest at the end.
+// An order of the numbers below `count` in which an even slot and the odd one after it have numbers that are `apart`,
+// a power of two, apart: as many of them as possible, the others at the end.
 class PairedOrder {
   public:
-    CK_DEVICE PairedOrder(int count, int apart) : distance_(count), pairs_(0), skipped_(0) {
-        const int half = (count + 1) / 2;
-        if (half < apart) return;
-        distance_ = ((half - apart) & ~(2 * apart - 1)) + apart;
-        pairs_ = distance_ < count - distance_ ? distance_ : count - distance_;
-        if (pairs_ < distance_) skipped_ = pairs_;
+    CK_DEVICE PairedOrder(int count, int apart) : apart_(apart) {
+        const int rest = count & (2 * apart - 1);
+        rest_pairs_ = rest > apart ? rest - apart : 0;
+        paired_ = count - rest + 2 * rest_pairs_;
     }
 
+    // In every run of 2 * apart numbers, those of its first half with those of its second one.
     CK_DEVICE int operator[](int slot) const {
-        const auto unsigned_slot = static_cast<unsigned>(slot);
-        if (slot < 2 * pairs_) return static_cast<int>(unsigned_slot / 2 + unsigned_slot % 2 * distance_);
-        return slot - skipped_;
+        const bool odd = slot & 1;
+        return slot < paired_ ? slot - (slot >> 1 & (apart_ - 1)) + (odd ? apart_ - 1 : 0) : slot - rest_pairs_;
     }
 
   private:
-    int distance_, pairs_, skipped_;
+    int apart_, paired_, rest_pairs_;
 };
 
 }  // namespace ck::cuda

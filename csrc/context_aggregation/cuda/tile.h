@@ -21,12 +21,27 @@ template <class T, int D>
 constexpr int kPitch = D + kVector<T>;
 
 // The widest access, of 16 or 4 bytes or one element, that every head's rows are aligned to and consist of.
-inline int row_access(const Tokens& tokens, int head_dim, int element_bytes) {
-    const auto all =
-        reinterpret_cast<uintptr_t>(tokens.data) |
-        static_cast<uint64_t>(tokens.batch_stride | tokens.token_stride | tokens.head_stride | head_dim) *
-            element_bytes;
+inline int row_access(const Tokens& tokens, const MixShape& shape, int element_bytes) {
+    int64_t elements = tokens.token_stride | shape.head_dim;
+    // The stride of one image, or of one head, is any number.
+    if (shape.batch > 1) elements |= tokens.batch_stride;
+    if (shape.heads > 1) elements |= tokens.head_stride;
+    const uint64_t all = reinterpret_cast<uintptr_t>(tokens.data) | static_cast<uint64_t>(elements) * element_bytes;
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : element_bytes;
+}
+
+// Starts to copy `given` floats into shared memory, aligned to 16 bytes, and zeros behind them up to `count`, a
+// multiple of four if it is more.
+CK_DEVICE void load_floats(float* target, const float* source, int given, int count) {
+    if (given % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
+        for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
+            copy_async<16>(target + i, source + i, i < given);
+        }
+    } else {
+        for (int i = thread_index(); i < count; i += block_size()) {
+            copy_async<4>(target + i, source + i, i < given);
+        }
+    }
 }
 
 // Calls function.operator()<Access>() for what row_access has found.

@@ -1,0 +1,128 @@
+// Where the mix's kernels read, from their own classes: the banks of shared memory that a warp's loads meet, and
+// the widest access to global memory. Prints a line for each case; what is expected is in test_layout.py.
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "context_aggregation/cuda/backward_local.h"
+#include "context_aggregation/cuda/forward_output.h"
+#include "memory.h"
+
+using namespace ck;
+using namespace ck::cuda;
+
+namespace {
+
+constexpr int kNowhere = -1, kMostRounds = 64;
+
+// The first word that every thread reads in every round of the window: all further ones of a round are the same
+// distance behind it in all threads. `words` is (rounds, threads).
+template <class T, int D>
+CK_KERNEL(256)
+forward_words(MixShape shape, Chunk chunk, int* words) {
+    const output::ChunkRows rows(chunk, shape);
+    const output::RowShare<T, D> share(rows, shape.head_dim);
+    if (share.group >= share.groups) return;
+    const int pair = thread_index() % share.lanes;
+    for (int slot = share.group; slot < rows.count; slot += share.groups) {
+        const int token = (rows.first + share.row(slot)) * shape.width;
+        words[thread_index()] = (token * kPitch<T, D> + 2 * pair) * static_cast<int>(sizeof(T)) / 4;
+        words += block_size();
+    }
+}
+
+template <class T, int D, bool Full>
+CK_KERNEL(512)
+backward_words(MixShape shape, int* words) {
+    const local::Lanes<D> lanes;
+    local::Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
+        const int token = y * shape.width + x;
+        words[thread_index()] = (token * kPitch<T, D> + lanes.channel) * static_cast<int>(sizeof(T)) / 4;
+        words += block_size();
+    });
+}
+
+// Loads of a warp, and the cycles that shared memory needs for them: different words of a bank are one after the
+// other.
+struct Wavefronts {
+    int loads = 0, cycles = 0;
+    std::set<int> tokens;  // that somebody reads first
+
+    void add(const std::vector<int>& words, int threads, int words_per_token) {
+        for (size_t first = 0; first < words.size(); first += kWarpSize) {
+            std::map<int, std::set<int>> banks;
+            for (size_t i = first; i < first + kWarpSize; ++i) {
+                if (words[i] == kNowhere) continue;
+                banks[words[i] % 32].insert(words[i]);
+                tokens.insert(words[i] / words_per_token);
+            }
+            if (banks.empty()) continue;
+            ++loads;
+            size_t most = 0;
+            for (const auto& bank : banks) most = std::max(most, bank.second.size());
+            cycles += static_cast<int>(most);
+        }
+    }
+    void print(const char* kernel, const MixShape& shape) const {
+        std::printf("%s %dx%dx%d: %d loads, %d cycles, %zu starts\n", kernel, shape.height, shape.width, shape.head_dim,
+                    loads, cycles, tokens.size());
+    }
+};
+
+template <class T, int D>
+void show_banks(int height, int width) {
+    const MixShape shape{1, height * width, 1, D, height, width, 5, 5, 1.0};
+    constexpr int kWords = kPitch<T, D> * static_cast<int>(sizeof(T)) / 4;
+    const DType dtype = sizeof(T) == 4 ? DType::float32 : DType::bfloat16;
+    {
+        const ForwardLayout layout = forward_layout(shape, dtype);
+        const int threads = layout.warps * kWarpSize, tokens = height * width;
+        Wavefronts all;
+        for (int begin = 0; begin < tokens; begin += layout.chunk_tokens) {
+            const Chunk chunk{begin, std::min(begin + layout.chunk_tokens, tokens)};
+            const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
+            launch<forward_words<T, D>>({1}, threads, 0, nullptr, shape, chunk, words.data());
+            all.add(words.values(), threads, kWords);
+        }
+        all.print("forward", shape);
+    }
+    const int threads = static_cast<int>(KeySplit(shape, sizeof(T)).warps) * kWarpSize;
+    if (threads > 512) return;  // are not served
+    Wavefronts all;
+    const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
+    if (width % local::kSpan == 0) {
+        launch<backward_words<T, D, true>>({1}, threads, 0, nullptr, shape, words.data());
+    } else {
+        launch<backward_words<T, D, false>>({1}, threads, 0, nullptr, shape, words.data());
+    }
+    all.add(words.values(), threads, kWords);
+    all.print("backward", shape);
+}
+
+// Packed q, k, v of which each dimension can have one element, whose stride is then odd.
+void show_access(int head_dim, int64_t batch, int64_t heads) {
+    alignas(16) static char memory[16];
+    const int64_t odd = 3, channels = heads * head_dim;
+    const MixShape shape{batch, 7, heads, head_dim, 0, 0, 0, 0, 1.0};
+    const Tokens tokens{memory, batch == 1 ? odd : 21 * channels, 3 * channels, heads == 1 ? odd : head_dim};
+    std::printf("access of head_dim %d, %d images, %d heads: %d\n", head_dim, static_cast<int>(batch),
+                static_cast<int>(heads), row_access(tokens, shape, 2));
+}
+
+}  // namespace
+
+int main() {
+    for (const auto& [height, width] :
+         {std::pair{7, 7}, {14, 14}, {28, 28}, {10, 14}, {6, 42}, {4, 56}, {3, 84}, {8, 8}, {9, 12}}) {
+        show_banks<BFloat16, 32>(height, width);
+    }
+    show_banks<BFloat16, 64>(7, 7);
+    for (const int head_dim : {8, 24, 40, 20, 33}) {
+        for (const int64_t batch : {1, 2}) {
+            for (const int64_t heads : {1, 2}) show_access(head_dim, batch, heads);
+        }
+    }
+}
