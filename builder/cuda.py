@@ -36,7 +36,10 @@ def build(record: dict[str, Any]) -> Path:
     nvcc = record["nvcc"] = toolkit.find()
     with locked(FOLDER):
         record["compiler_version"] = toolkit.version(nvcc)
-        archs = record["archs"] = env.value("CONTAINER_KERNELS_CUDA_ARCHS")
+        archs = env.value("CONTAINER_KERNELS_CUDA_ARCHS")
+        if archs == env.VARIABLES["CONTAINER_KERNELS_CUDA_ARCHS"].default:
+            archs = toolkit.known_archs(nvcc, archs)  # what nobody asked for by name is no reason to fail
+        record["archs"] = archs
         arch_flags = toolkit.arch_flags(nvcc, archs)
         compiler = find_compiler()
         host_flags = toolkit.host_compiler_flags(nvcc, compiler, FOLDER / "probe.cu")

@@ -99,8 +99,21 @@ def host_compiler_flags(nvcc: str, compiler: list[str], probe: Path) -> Command:
     raise error
 
 
+def known_archs(nvcc: str, archs: str) -> str:
+    """`archs` without the GPUs that this nvcc is too old for."""
+    known = set(re.findall(r"sm_(\d+)", run([nvcc, "--list-gpu-code"])))
+    entries = []
+    for entry in archs.split(";"):
+        parts = [part for part in entry.split("+") if part == "PTX" or part.rstrip("af") in known]
+        entries.append("+".join(parts))
+    return ";".join(entry for entry in entries if entry)
+
+
 def arch_flags(nvcc: str, archs: str) -> list[str]:
-    """-gencode flags for a list such as "80+PTX;90a": code for each, and with +PTX code for all later ones too.
+    """-gencode flags for a list such as "80+100+PTX;90a": code for each, and with +PTX code for all later ones too.
+
+    What is joined by + goes through the compiler's first half once, for the first of them: faster to build, without the
+    features that only the others have.
 
     Raises:
         CannotBuild: an entry is not understood, too low, or "native" on a machine without a GPU.
@@ -111,14 +124,13 @@ def arch_flags(nvcc: str, archs: str) -> list[str]:
         return ["-arch=native"]
     flags = []
     for entry in re.split(r"[;,\s]+", archs.strip()):
-        match = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", entry.replace(".", ""), re.IGNORECASE)
-        if not match:
-            expected = "native or entries such as 80, 90a, 80+PTX"
+        first, *others = entry.replace(".", "").lower().split("+")
+        targets = [other for other in (first, *others) if other != "ptx"]
+        if first == "ptx" or not all(re.fullmatch(r"\d{2,3}[af]?", target) for target in targets):
+            expected = "native or entries such as 80, 90a, 80+PTX, 80+86"
             raise CannotBuild(f"CONTAINER_KERNELS_CUDA_ARCHS: expected {expected}, got {entry!r}")
-        number, feature, ptx = match.groups()
-        if int(number) < LOWEST_ARCH:
+        if any(int(target.rstrip("af")) < LOWEST_ARCH for target in targets):
             raise CannotBuild(f"CONTAINER_KERNELS_CUDA_ARCHS: the kernels need {LOWEST_ARCH} or higher, got {entry!r}")
-        arch = number + feature.lower()
-        code = f"[sm_{arch},compute_{arch}]" if ptx else f"sm_{arch}"
-        flags += ["-gencode", f"arch=compute_{arch},code={code}"]
+        code = ",".join([*(f"sm_{target}" for target in targets), *([f"compute_{first}"] if "ptx" in others else [])])
+        flags += ["-gencode", f"arch=compute_{first},code={f'[{code}]' if others else code}"]
     return flags

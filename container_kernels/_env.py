@@ -20,7 +20,9 @@ BUILD_VARIABLES = {
         "0", "1 makes an extension that cannot be built an error (the CUDA module where there is no nvcc is none)"
     ),
     "CONTAINER_KERNELS_CUDA_ARCHS": Variable(
-        "80+PTX;90a", "GPUs to compile for: compute capabilities, with +PTX also later ones; or native, this machine's"
+        "80+100+120+PTX;90a",
+        "GPUs to compile for: compute capabilities, with +PTX also later ones; those joined by + share the first one's "
+        "features; or native, this machine's",
     ),
     "CONTAINER_KERNELS_NVCC": Variable(
         "system", "system, or pypi: a copy of nvcc from PyPI (100 MB), for the build alone"

@@ -59,6 +59,7 @@ def fake_toolkit(root, libraries="lib64", extra=""):
 {extra}
 case "$*" in
 *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit;;
+*--list-gpu-code*) printf 'sm_%s\n' 80 86 89 90 100 120; exit;;
 *-arch=native*--dryrun*) echo "nvcc warning : Cannot find valid GPU for '-arch=native', default arch is used"; exit;;
 *--dryrun*) echo '#$ TOP={root}'; echo '#$ LIBRARIES=  "-L{root}/nowhere"'; exit;;
 *" -E "*) exit;;
@@ -106,7 +107,10 @@ def test_cuda_module_is_built_by_the_named_toolkit(tree, tmp_path, variable):
     record, printed = build(tree, **CUDA, **(others | {variable: nvcc.parent.parent}))
     cuda = record["cuda"]
     assert (cuda["built"], cuda["nvcc"], cuda["compiler_version"]) == (True, str(nvcc), "nvcc 13.0, V13.0.88"), printed
-    assert "-gencode 'arch=compute_80,code=[sm_80,compute_80]' -gencode arch=compute_90a,code=sm_90a" in cuda["flags"]
+    assert (
+        "arch=compute_80,code=[sm_80,sm_100,sm_120,compute_80]' -gencode arch=compute_90a,code=sm_90a" in cuda["flags"]
+    )
+    assert cuda["archs"] == "80+100+120+PTX;90a"
     assert record["cpu"]["built"]
     assert call_twice(tree) == "42"
     # What ptxas says about every kernel is kept for the tests that have a budget of registers.
@@ -175,20 +179,36 @@ def test_nvcc_gets_our_compiler_unless_it_refuses_it(tree, tmp_path):
 
 @needs_compiler
 def test_archs_can_be_chosen(tree, toolkit):
-    chosen = flags(tree, toolkit["CUDA_HOME"], CONTAINER_KERNELS_CUDA_ARCHS="8.6, 90A+ptx;120f")
+    chosen = flags(tree, toolkit["CUDA_HOME"], CONTAINER_KERNELS_CUDA_ARCHS="8.6, 90A+ptx;120f 80+8.9")
     expected = [
         "arch=compute_86,code=sm_86",
         "'arch=compute_90a,code=[sm_90a,compute_90a]'",
         "arch=compute_120f,code=sm_120f",
+        "'arch=compute_80,code=[sm_80,sm_89]'",
     ]
     assert [word for word in chosen.split() if "arch=" in word] == expected
+
+
+@needs_compiler
+def test_a_default_that_nvcc_is_too_old_for_is_left_out(tree, tmp_path):
+    """Unlike one that was asked for."""
+    knows = "*--list-gpu-code*) printf 'sm_%s\\n' 80 90; exit;;"
+    older = f'case "$*" in {knows} *sm_120*) echo "error: sm_120"; exit 1;; esac'
+    fake_toolkit(tmp_path / "older", extra=older)
+    record, printed = build(tree, **CUDA, CUDA_HOME=tmp_path / "older")
+    assert record["cuda"]["built"], printed
+    assert record["cuda"]["archs"] == "80+PTX;90a"
+    asked = {"CONTAINER_KERNELS_CUDA_ARCHS": "80;120"}
+    assert "error: sm_120" in build(tree, **CUDA, CUDA_HOME=tmp_path / "older", **asked)[0]["cuda"]["reason"]
 
 
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"CONTAINER_KERNELS_CUDA_ARCHS": "80;hopper"}, "or entries such as 80, 90a, 80+PTX, got 'hopper'"),
+        ({"CONTAINER_KERNELS_CUDA_ARCHS": "80;hopper"}, "or entries such as 80, 90a, 80+PTX, 80+86, got 'hopper'"),
         ({"CONTAINER_KERNELS_CUDA_ARCHS": "75"}, "the kernels need 80 or higher, got '75'"),
+        ({"CONTAINER_KERNELS_CUDA_ARCHS": "80+75"}, "the kernels need 80 or higher, got '80+75'"),
+        ({"CONTAINER_KERNELS_CUDA_ARCHS": "PTX"}, "or entries such as 80, 90a, 80+PTX, 80+86, got 'PTX'"),
         ({"CONTAINER_KERNELS_CUDA_ARCHS": "native"}, "is native, but this machine has no GPU"),
         ({"CONTAINER_KERNELS_NVCC": "conda"}, "CONTAINER_KERNELS_NVCC must be system or pypi, got 'conda'"),
     ],
@@ -252,6 +272,6 @@ def test_a_real_nvcc(tree):
     assert record["cuda"]["built"], record
     assert call_twice(tree) == "42"
     (log,) = (tree / "build").glob("*/cuda/op/cuda/twice.cu.log")
-    for arch in ("sm_80", "sm_90a"):
+    for arch in ("sm_80", "sm_100", "sm_120", "sm_90a"):
         assert f"for '{arch}'" in log.read_text()
     assert "Used " in log.read_text()
