@@ -1,5 +1,5 @@
-// Where the mix's kernels read, from their own classes: the banks of shared memory that a warp's loads meet, and
-// the widest access to global memory. Prints a line for each case; what is expected is in test_layout.py.
+// Where the mix's forward reads, from its own classes: the banks of shared memory that a warp's loads meet, and the
+// widest access to global memory. Prints a line for each case; what is expected is in test_layout.py.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "context_aggregation/cuda/backward_local.h"
 #include "context_aggregation/cuda/forward_output.h"
 #include "memory.h"
 
@@ -34,17 +33,6 @@ forward_words(MixShape shape, Chunk chunk, int* words) {
     }
 }
 
-template <class T, int D, bool Full>
-CK_KERNEL(512)
-backward_words(MixShape shape, int* words) {
-    const local::Lanes<D> lanes;
-    local::Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
-        const int token = y * shape.width + x;
-        words[thread_index()] = (token * kPitch<T, D> + lanes.channel) * static_cast<int>(sizeof(T)) / 4;
-        words += block_size();
-    });
-}
-
 // Loads of a warp, and the cycles that shared memory needs for them: different words of a bank are one after the
 // other.
 struct Wavefronts {
@@ -66,9 +54,9 @@ struct Wavefronts {
             cycles += static_cast<int>(most);
         }
     }
-    void print(const char* kernel, const MixShape& shape) const {
-        std::printf("%s %dx%dx%d: %d loads, %d cycles, %zu starts\n", kernel, shape.height, shape.width, shape.head_dim,
-                    loads, cycles, tokens.size());
+    void print(const MixShape& shape) const {
+        std::printf("forward %dx%dx%d: %d loads, %d cycles, %zu starts\n", shape.height, shape.width,
+                    shape.head_dim, loads, cycles, tokens.size());
     }
 };
 
@@ -76,30 +64,16 @@ template <class T, int D>
 void show_banks(int height, int width) {
     const MixShape shape{1, height * width, 1, D, height, width, 5, 5, 1.0};
     constexpr int kWords = kPitch<T, D> * static_cast<int>(sizeof(T)) / 4;
-    const DType dtype = sizeof(T) == 4 ? DType::float32 : DType::bfloat16;
-    {
-        const ForwardLayout layout = forward_layout(shape, dtype);
-        const int threads = layout.warps * kWarpSize, tokens = height * width;
-        Wavefronts all;
-        for (int begin = 0; begin < tokens; begin += layout.chunk_tokens) {
-            const Chunk chunk{begin, std::min(begin + layout.chunk_tokens, tokens)};
-            const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
-            launch<forward_words<T, D>>({1}, threads, 0, nullptr, shape, chunk, words.data());
-            all.add(words.values(), threads, kWords);
-        }
-        all.print("forward", shape);
-    }
-    const int threads = static_cast<int>(KeySplit(shape, sizeof(T)).warps) * kWarpSize;
-    if (threads > 512) return;  // are not served
+    const ForwardLayout layout = forward_layout(shape, sizeof(T) == 4 ? DType::float32 : DType::bfloat16);
+    const int threads = layout.warps * kWarpSize, tokens = height * width;
     Wavefronts all;
-    const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
-    if (width % local::kSpan == 0) {
-        launch<backward_words<T, D, true>>({1}, threads, 0, nullptr, shape, words.data());
-    } else {
-        launch<backward_words<T, D, false>>({1}, threads, 0, nullptr, shape, words.data());
+    for (int begin = 0; begin < tokens; begin += layout.chunk_tokens) {
+        const Chunk chunk{begin, std::min(begin + layout.chunk_tokens, tokens)};
+        const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
+        launch<forward_words<T, D>>({1}, threads, 0, nullptr, shape, chunk, words.data());
+        all.add(words.values(), threads, kWords);
     }
-    all.add(words.values(), threads, kWords);
-    all.print("backward", shape);
+    all.print(shape);
 }
 
 // Packed q, k, v of which each dimension can have one element, whose stride is then odd.

@@ -8,7 +8,6 @@
 #include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/backward_tile.h"
-#include "context_aggregation/cuda/half_warps.h"
 #include "context_aggregation/params.h"
 
 namespace ck::cuda {
@@ -49,32 +48,18 @@ struct Lanes {
     int channel, slot, slots;
 };
 
-// The spans of the grid that a slot of threads takes. The slots of half warps are a whole warp's rows apart: with
-// spans that follow each other in memory, a fourth one is as many tokens apart as needed, 28.
-template <class T, int D, bool Full>
-class Spans {
-  public:
-    CK_DEVICE explicit Spans(const MixShape& shape)
-        : per_row_(static_cast<int>(ceil_div(shape.width, kSpan))),
-          count_(shape.height * per_row_),
-          order_(count_, kTokensApart) {
-        static_assert(kSpan % 2 == 1, "kTokensApart spans are kTokensApart tokens apart, modulo 8");
+// Calls visit(y, x) for every span of the grid that the thread's slot has. Neighboring slots take neighboring spans,
+// although half warps then meet in some banks: a warp executes the window's rows that either half has inside of the
+// grid, and for spans further apart those are more (counted: bench/NOTES.md).
+template <int D, class Visit>
+CK_DEVICE void for_each_span(const Lanes<D>& lanes, const MixShape& shape, Visit visit) {
+    const auto per_row = static_cast<unsigned>(ceil_div(shape.width, kSpan));
+    const unsigned count = shape.height * per_row;
+    CK_NO_UNROLL
+    for (unsigned span = lanes.slot; span < count; span += lanes.slots) {
+        visit(static_cast<int>(span / per_row), static_cast<int>(span % per_row) * kSpan);
     }
-
-    // Calls visit(y, x) for every span of this thread's slot.
-    template <class Visit>
-    CK_DEVICE void for_each(const Lanes<D>& lanes, Visit visit) const {
-        CK_NO_UNROLL
-        for (int slot = lanes.slot; slot < count_; slot += lanes.slots) {
-            const unsigned span = kHalfWarpPerToken<T, D> && Full ? order_[slot] : slot, per_row = per_row_;
-            visit(static_cast<int>(span / per_row), static_cast<int>(span % per_row) * kSpan);
-        }
-    }
-
-  private:
-    int per_row_, count_;
-    PairedOrder order_;
-};
+}
 
 // Starts to copy the windows of the channels from `first_channel` on into shared memory. `weight` is (head_dim,
 // taps); windows of channels that do not exist are zeros.
@@ -168,7 +153,7 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel;
     float sums[kRows * K + kLast][2] = {};
-    Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
+    for_each_span(lanes, shape, [&](int y, int x) {
         Float2 grad[kSpan], values[kSpan + K - 1];
         load_span<P, Full, 0>(grad, head.grad_out + channel, shape, y, x);
         CK_UNROLL
@@ -210,7 +195,7 @@ CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) 
     Float2 window[kRows * K];
     CK_UNROLL
     for (int tap = 0; tap < kRows * K; ++tap) window[tap] = {own_windows[tap], own_windows[K * K + tap]};
-    Spans<T, D, Full>(shape).for_each(lanes, [&](int y, int x) {
+    for_each_span(lanes, shape, [&](int y, int x) {
         const int first_token = y * shape.width + x;
         Float2 grad[kSpan + K - 1], total[kSpan];
         load_span<P, Full, 0>(total, head.room + channel, shape, y, x);
