@@ -17,7 +17,7 @@ _MLP = "NOTES.md, Triton MLP and projection"
 PREDICTIONS: dict[str, tuple[float, str]] = {
     "mix forward, 128×7×7, 512 channels, 16 heads": (16.6, _COUNTED),
     "mix forward, 128×14×14, 320 channels, 10 heads": (45, _COUNTED),
-    "mix forward, 64×28×28, 128 channels, 4 heads": (60, "NOTES.md, Triton: 16 exponentials a cycle and SM"),
+    "mix forward, 64×28×28, 128 channels, 4 heads": (113, "NOTES.md, Triton mix: instructions at 75 % of issue slots"),
     "mix forward + backward, 128×7×7, 512 channels, 16 heads": (53, _COUNTED),
     "mix forward + backward, 128×14×14, 320 channels, 10 heads": (170, _COUNTED),
     "mix forward + backward, 64×28×28, 128 channels, 4 heads": (250, "NOTES.md, Triton: 60 + 190"),
