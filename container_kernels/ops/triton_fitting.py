@@ -6,11 +6,12 @@ there; where, differs between GPUs, compilers and sizes, so no table avoids it. 
 before its first launch, though. The choice is one of facts, not of times: a GPU and a compiler always choose alike.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
 import triton
+from triton import JITFunction
 from triton.runtime.errors import OutOfResources
 
 Tiles = TypeVar("Tiles")
@@ -18,35 +19,58 @@ Tiles = TypeVar("Tiles")
 _chosen: dict[Hashable, Any] = {}
 
 
-def specialization(arguments: Iterable) -> tuple:
-    """All that the code compiled for these arguments can depend on: of tensors the dtype and the alignment."""
-    return tuple(
-        (argument.dtype, argument.data_ptr() % 16 == 0) if isinstance(argument, torch.Tensor) else argument
-        for argument in arguments
-    )
-
-
-def fitting(candidates: Sequence[Tiles], compile: Callable[[Tiles], Any], *key: Hashable) -> Tiles:
+def fitting(
+    kernel_of: Callable[[Tiles], JITFunction],
+    candidates: tuple[Tiles, ...],
+    arguments: tuple,
+    options: Callable[[Tiles], dict[str, Any]],
+) -> Tiles:
     """The first candidate that spills nothing and has the shared memory that it needs; else the one that spills least.
 
+    The choice is made once for all arguments that compile to the same code, so not anew for every batch size.
+
     Args:
-        candidates: best first; the interpreter takes the first.
-        compile: compiles a kernel with a candidate's tiles for Triton's current device, without launching it.
-        key: what the compiled code depends on beside the candidates and the device; the choice is made once for each.
+        kernel_of: the kernel that a candidate is launched with; their parameters are the same.
+        candidates: tiles, best first; the interpreter takes the first.
+        arguments: those of the launch, or others that compile to the same code.
+        options: a candidate's constants and launch options.
 
     Raises:
         triton.runtime.errors.OutOfResources: no candidate has the shared memory that it needs.
     """
     if triton.knobs.runtime.interpret:
         return candidates[0]
-    key = (triton.runtime.driver.active.get_current_device(), key)
+    kernel = kernel_of(candidates[0])
+    specialized = tuple(
+        [
+            _as_compiled(argument, not parameter.do_not_specialize)
+            for parameter, argument in zip(kernel.params, arguments, strict=False)
+        ]
+    )
+    constants = tuple([tuple(options(tiles).values()) for tiles in candidates])
+    key = (triton.runtime.driver.active.get_current_device(), kernel.fn, constants, specialized)
     chosen = _chosen.get(key)
     if chosen is None:
-        chosen = _chosen[key] = _first_fitting(candidates, compile)
+        chosen = _first_fitting(
+            candidates, lambda tiles: kernel_of(tiles).warmup(*arguments, grid=(1,), **options(tiles))
+        )
+        _chosen[key] = chosen
     return chosen
 
 
-def _first_fitting(candidates: Sequence[Tiles], compile: Callable[[Tiles], Any]) -> Tiles:
+def _as_compiled(argument: Any, specialized: bool) -> Hashable:
+    """What Triton compiles into a kernel about an argument: its kind and, of numbers, whether they are 1 or divisible
+    by 16, unless they are not to be specialized."""
+    if isinstance(argument, int):
+        return argument.bit_length() > 31, specialized and (argument == 1, argument % 16 == 0)
+    if isinstance(argument, tuple):
+        return tuple([_as_compiled(part, specialized) for part in argument])
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    return None if argument is None else type(argument)
+
+
+def _first_fitting(candidates: tuple[Tiles, ...], compile: Callable[[Tiles], Any]) -> Tiles:
     spilled = {}
     for candidate in candidates:
         kernel = compile(candidate)

@@ -15,13 +15,13 @@ CASES = [
     MixCase(batch=1, height=7, width=7, head_dim=20, kernel=(3, 3), dense=True),
     MixCase(batch=1, height=7, width=7, head_dim=32, kernel=None),
 ]
-SMALL = MixConfig(16, 16, 4, 1)
+SMALL = MixConfig(16, 16, 4, 1, tail=16)
 TILINGS = {
-    "whole row": (ForwardConfig(16, 64, 4, 1, whole_row=True), BackwardConfig(row=(MixConfig(16, 64, 4, 1),))),
-    "tiles": (ForwardConfig(16, 16, 4, 1, whole_row=False), BackwardConfig(query=(SMALL,), key=(SMALL,))),
+    "whole row": (ForwardConfig(16, 64, 4, 1, 0, whole_row=True), BackwardConfig(row=(MixConfig(16, 64, 4, 1, 0),))),
+    "tiles": (ForwardConfig(16, 16, 4, 1, tail=16, whole_row=False), BackwardConfig(query=(SMALL,), key=(SMALL,))),
     "oblong tiles": (
-        ForwardConfig(32, 16, 4, 1, whole_row=False),
-        BackwardConfig(query=(MixConfig(32, 16, 4, 1),), key=(MixConfig(16, 32, 4, 1),)),
+        ForwardConfig(32, 16, 4, 1, tail=16, whole_row=False),
+        BackwardConfig(query=(MixConfig(32, 16, 4, 1, tail=16),), key=(MixConfig(16, 32, 4, 1, tail=16),)),
     ),
 }
 
@@ -83,6 +83,6 @@ def test_tiles_of_the_networks_waste_less_than_a_tenth(tokens, head_dim, dtype):
         (backward.key, "block_n", "block_m"),
     ):
         own, walk = getattr(candidates[0], owned), getattr(candidates[0], walked)
-        steps = [walk] * (tokens // walk) + [config.tail(tokens, walk)]
+        steps = [walk] * (tokens // walk) + [candidates[0].tail]
         assert tokens <= sum(steps) < tokens + 16
         assert -(-tokens // own) * own * sum(steps) / tokens**2 - 1 < 0.1, candidates[0]

@@ -33,8 +33,9 @@ def fused_mlp(
     hidden layer to the dtype of `x`, as two linear layers would. "reference" rounds y alone, and keeps what autograd
     keeps.
 
-    For bfloat16 and float16 "triton" approximates the GELU: its error is at most 1.25e-3 |gelu| where |gelu| > 0.01 and
-    3e-5 elsewhere, so that the negative tail keeps fewer digits than the dtype has.
+    For bfloat16 and float16 "triton" on a GPU takes the normal distribution function Φ from the hardware's tanh: it is
+    off by at most 6e-4, gelu by 2e-3 and, over normal inputs of deviation 1, by 3e-4 in root mean square (bfloat16
+    rounds gelu by 1.1e-3). The negative tail keeps fewer digits than the dtype has: below -4.3 it is 0.
 
     Gradients for x, w1, b1, w2 and b2, to any order; beyond the first in plain PyTorch.
 

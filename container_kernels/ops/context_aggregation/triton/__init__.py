@@ -2,14 +2,14 @@
 """The Triton backend of the mix: launches. The math is in forward.py and backward_*.py."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import triton
 from torch import Tensor
 from triton import JITFunction
 
-from ...triton_fitting import fitting, specialization
+from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision, tap_major
 from . import config as configs
 from .alignment import readable, spare_channels, widen
@@ -46,6 +46,7 @@ def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
         "BLOCK_D": configs.padded(head_dim),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
+        "TAIL": config.tail,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,  # Triton 3.10 changes the default
@@ -53,9 +54,8 @@ def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
 
 
 def launch(
-    candidates: Sequence[MixConfig],
+    candidates: tuple[MixConfig, ...],
     kernel_of: Callable[[MixConfig], JITFunction],
-    tail: Callable[[MixConfig], dict],
     programs: Callable[[MixConfig], int],
     head_dim: int,
     arguments: tuple,
@@ -65,13 +65,9 @@ def launch(
     dtype = arguments[0].dtype
 
     def options(config: MixConfig) -> dict:
-        return constants | tail(config) | tiles(config, dtype, head_dim)
+        return constants | tiles(config, dtype, head_dim)
 
-    def compile(config: MixConfig):
-        return kernel_of(config).warmup(*arguments, grid=(1,), **options(config))
-
-    key = (kernel_of(candidates[0]).__name__, head_dim, precision(dtype), *constants.values())
-    config = fitting(candidates, compile, key, specialization(arguments))
+    config = fitting(kernel_of, candidates, arguments, options)
     kernel_of(config)[(programs(config),)](*arguments, **options(config))
 
 
@@ -111,7 +107,6 @@ def forward(
         launch(
             candidates,
             lambda config: forward_row_kernel if config.whole_row else forward_tiled_kernel,
-            lambda config: {"TAIL": configs.tail(n, config.block_n)},
             lambda config: batch * num_heads * triton.cdiv(n, config.block_m),
             head_dim,
             arguments,
@@ -164,14 +159,13 @@ def backward(
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
             outputs = (grad_q, grad_k, grad_v, shares)
             arguments = (*inputs, taps, affinity, logsumexp, *outputs, *all_strides, *grid)
-            launch(config.row, lambda _: backward_row_kernel, lambda _: {}, lambda _: heads, head_dim, arguments, local)
+            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
             torch.sum(shares, dim=0, out=grad_alpha)
             return
         delta = torch.empty_like(logsumexp)
         launch(
             config.query,
             lambda _: backward_query_kernel,
-            lambda config: {"TAIL": configs.tail(n, config.block_n)},
             lambda config: heads * triton.cdiv(n, config.block_m),
             head_dim,
             (*inputs, logsumexp, grad_q, delta, *all_strides, n, num_heads, scale),
@@ -180,7 +174,6 @@ def backward(
         launch(
             config.key,
             lambda _: backward_key_kernel,
-            lambda config: {"TAIL": configs.tail(n, config.block_m)},
             lambda config: heads * triton.cdiv(n, config.block_n),
             head_dim,
             (*inputs, taps, affinity, logsumexp, delta, grad_k, grad_v, *all_strides, *grid),

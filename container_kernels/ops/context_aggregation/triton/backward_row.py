@@ -137,6 +137,7 @@ def backward_row_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
 ):
     """All gradients of one head of one image (n <= BLOCK_N); grad_alpha (B, M) holds this head's share."""
     _, head, batch = locate(1, num_heads)

@@ -19,12 +19,16 @@ MAX_WASTE = 0.1
 
 @dataclass(frozen=True)
 class MixConfig:
-    """One kernel launch: tiles of block_m queries by block_n keys."""
+    """One kernel launch: tiles of block_m queries by block_n keys.
+
+    `tail`: size of the last tile that a program walks, for the tokens that fill none; 0 where there are none.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    tail: int
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,15 @@ def waste(n: int, owned: int, walked: int) -> float:
 
 def tiled(
     table: dict, n: int, head_dim: int, dtype: torch.dtype, precision: str, owned: int
-) -> list[tuple[int, int, int, int]]:
+) -> list[tuple[int, int, int, int, int]]:
     """Candidates of a table for n tokens: those which waste little in their order, then the others by their waste.
 
     `owned`: which of (block_m, block_n) a program has one tile of, by position.
     """
     kind = precision if dtype == torch.float32 else "half"
     candidates = table[kind][max(32, padded(head_dim))]
-    return sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, tile[owned], tile[1 - owned])))
+    best_first = sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, tile[owned], tile[1 - owned])))
+    return [(*tile, tail(n, tile[1 - owned])) for tile in best_first]
 
 
 @lru_cache(maxsize=1024)
@@ -162,7 +167,7 @@ def forward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = "
         return tuple(tiles)
     row = padded(n)
     block_m = min(row, 128)  # each further block of queries reads the keys and values again, from L2
-    whole = ForwardConfig(block_m, row, warps(block_m * max(row, block_d) // 1024), 1, whole_row=True)
+    whole = ForwardConfig(block_m, row, warps(block_m * max(row, block_d) // 1024), 1, 0, whole_row=True)
     return (whole, *tiles)
 
 
@@ -181,9 +186,9 @@ def backward_config(n: int, head_dim: int, dtype: torch.dtype, precision: str = 
     more_warps = min(8, 2 * num_warps)
     return BackwardConfig(
         row=(
-            MixConfig(block_m, row, num_warps, 1),
-            MixConfig(block_m, row, more_warps, 1),
-            MixConfig(16, row, num_warps, 1),
-            MixConfig(16, row, more_warps, 1),
+            MixConfig(block_m, row, num_warps, 1, 0),
+            MixConfig(block_m, row, more_warps, 1, 0),
+            MixConfig(16, row, num_warps, 1, 0),
+            MixConfig(16, row, more_warps, 1, 0),
         )
     )

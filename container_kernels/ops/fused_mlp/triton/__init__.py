@@ -10,9 +10,12 @@ import triton
 from torch import Tensor
 
 from ...projection import triton as projection
+from ...projection.triton import ProductConfig
 from ...projection.triton import config as product_configs
+from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision
 from ...triton_product import row_scale
+from ...triton_rows import filled, filled_size, is_readable, row_unit
 from . import config as configs
 from .backward import backward_input_kernel, backward_weight_kernel
 from .config import ChipConfig
@@ -52,23 +55,47 @@ def forward(
 ) -> None:
     """Write sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2) (+ x) to `out`."""
     batch, tokens, channels = x.shape
-    hidden, out_channels = w1.shape[0], w2.shape[0]
-    rows = batch * tokens
-    skip = x if residual else None
-    if configs.on_chip(channels, out_channels, x.dtype):
-        config = configs.forward_config(channels, out_channels, x.dtype)
-        with device_of(x):
-            forward_kernel[(triton.cdiv(rows, config.block_t),)](
-                x, w1, b1, w2, b2, row_scale(sample_scale, tokens), skip, out, rows, **tiles(config, w1, w2)
-            )
+    (out_channels, hidden), dtype = w2.shape, x.dtype
+    if not is_readable(dtype, channels, hidden, out_channels):
+        c, h, o = (filled_size(size, dtype) for size in (channels, hidden, out_channels))
+        wide = out.new_empty((batch, tokens, o))
+        weights = (filled(w1, h, c), filled(b1, h), filled(w2, o, h), filled(b2, o))
+        forward(filled(x, c), *weights, sample_scale, residual, out=wide)
+        out.copy_(wide[..., :out_channels])
         return
-    g = torch.empty((batch, tokens, hidden), dtype=x.dtype, device=x.device)
-    product = product_configs.product_config(channels, hidden, x.dtype)
+    skip = x if residual else None
+    if not configs.on_chip(channels, out_channels, dtype):
+        g = _hidden(x, w1, b1)
+        projection.forward(g, w2, b2, skip, sample_scale, out=out)
+        return
+    rows = batch * tokens
+    arguments = (x, w1, b1, w2, b2, row_scale(sample_scale, tokens), skip, out, rows)
+
+    def options(config: ChipConfig) -> dict:
+        return tiles(config, w1, w2)
+
+    candidates = configs.forward_config(channels, out_channels, dtype, precision(dtype))
     with device_of(x):
-        hidden_kernel[projection.grid(product, rows, hidden)](
-            x, w1, b1, g, rows, channels, hidden, **projection.tiles(product, x.dtype, channels)
-        )
-    projection.forward(g, w2, b2, skip, sample_scale, out=out)
+        config = fitting(lambda _: forward_kernel, candidates, arguments, options)
+        forward_kernel[(triton.cdiv(rows, config.block_t),)](*arguments, **options(config))
+
+
+def _hidden(x: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
+    """gelu(x w1ᵀ + b1)."""
+    batch, tokens, channels = x.shape
+    hidden, rows = w1.shape[0], batch * tokens
+    g = x.new_empty((batch, tokens, hidden))
+    unit = row_unit(x.dtype, channels, hidden)
+    arguments = (x, w1, b1, g, rows, channels // unit, hidden // unit)
+
+    def options(config: ProductConfig) -> dict:
+        return projection.tiles(config, x.dtype, unit, channels)
+
+    candidates = product_configs.product_config(channels, hidden, x.dtype, precision(x.dtype))
+    with device_of(x):
+        config = fitting(lambda _: hidden_kernel, candidates, arguments, options)
+        hidden_kernel[projection.grid(config, rows, hidden)](*arguments, **options(config))
+    return g
 
 
 def backward(
@@ -87,7 +114,18 @@ def backward(
     grad_b2: Tensor,
 ) -> None:
     """Write the gradients of x, the weights and the biases; sums are taken in a fixed order, never by atomics."""
-    tokens = x.shape[1]
+    batch, tokens, channels = x.shape
+    (out_channels, hidden), dtype = w2.shape, x.dtype
+    if not is_readable(dtype, channels, hidden, out_channels):
+        c, h, o = (filled_size(size, dtype) for size in (channels, hidden, out_channels))
+        weights = (filled(w1, h, c), filled(b1, h), filled(w2, o, h))
+        grads = {"grad_x": grad_x, "grad_w1": grad_w1, "grad_b1": grad_b1, "grad_w2": grad_w2, "grad_b2": grad_b2}
+        shapes = {"grad_x": (batch, tokens, c), "grad_w1": (h, c), "grad_b1": (h,), "grad_w2": (o, h), "grad_b2": (o,)}
+        wide = {name: grad.new_empty(shapes[name]) for name, grad in grads.items()}
+        backward(filled(grad_out, o), filled(x, c), *weights, sample_scale, residual, **wide)
+        for name, grad in grads.items():
+            grad.copy_(wide[name][tuple(map(slice, grad.shape))])
+        return
     grad_out, x, grad_x = (t.flatten(0, 1) for t in (grad_out, x, grad_x))
     inputs = (grad_out, x, w1, b1, w2, row_scale(sample_scale, tokens))
     if configs.on_chip(w1.shape[1], w2.shape[0], w1.dtype):
@@ -115,23 +153,19 @@ def _backward_input(
     grad_x: Tensor,
     grad_b2: Tensor,
 ) -> None:
-    config = configs.input_config(x.shape[1], w2.shape[0], x.dtype)
-    programs = triton.cdiv(x.shape[0], config.block_t)
-    partial_b2 = torch.empty((programs, w2.shape[0]), dtype=b1.dtype, device=x.device)
+    rows, channels = x.shape
+    inputs = (grad_out, x, w1, b1, w2, scale, grad_x)
+
+    def options(config: ChipConfig) -> dict:
+        return {"RESIDUAL": residual, **tiles(config, w1, w2)}
+
+    candidates = configs.input_config(channels, w2.shape[0], x.dtype, precision(x.dtype))
     with device_of(x):
-        backward_input_kernel[(programs,)](
-            grad_out,
-            x,
-            w1,
-            b1,
-            w2,
-            scale,
-            grad_x,
-            partial_b2,
-            x.shape[0],
-            RESIDUAL=residual,
-            **tiles(config, w1, w2),
-        )
+        # To the compiler the bias is as good as the partial sums, whose number is that of the tiles; so below.
+        config = fitting(lambda _: backward_input_kernel, candidates, (*inputs, b1, rows), options)
+        programs = triton.cdiv(rows, config.block_t)
+        partial_b2 = b1.new_empty((programs, w2.shape[0]))
+        backward_input_kernel[(programs,)](*inputs, partial_b2, rows, **options(config))
     torch.sum(partial_b2, dim=0, out=grad_b2)
 
 
@@ -148,14 +182,19 @@ def _backward_weight(
 ) -> None:
     rows, channels = x.shape
     hidden = w1.shape[0]
-    config = configs.weight_config(channels, w2.shape[0], x.dtype)
-    parts = configs.num_parts(rows, hidden, config)
+    inputs = (grad_out, x, w1, b1, w2, scale)
     sizes = (w1.numel(), w2.numel(), hidden)
-    partial = torch.empty((parts, sum(sizes)), dtype=b1.dtype, device=x.device)
+
+    def options(config: ChipConfig) -> dict:
+        return tiles(config, w1, w2)
+
+    candidates = configs.weight_config(channels, w2.shape[0], x.dtype, precision(x.dtype))
     with device_of(x):
-        backward_weight_kernel[(parts * triton.cdiv(hidden, config.block_h),)](
-            grad_out, x, w1, b1, w2, scale, partial, rows, parts, **tiles(config, w1, w2)
-        )
+        config = fitting(lambda _: backward_weight_kernel, candidates, (*inputs, b1, rows, 1), options)
+        parts = configs.num_parts(rows, hidden, config)
+        partial = b1.new_empty((parts, sum(sizes)))
+        programs = parts * triton.cdiv(hidden, config.block_h)
+        backward_weight_kernel[(programs,)](*inputs, partial, rows, parts, **options(config))
     sums = torch.sum(partial, dim=0).split(sizes)
     for grad, total in zip((grad_w1, grad_w2, grad_b1), sums, strict=True):
         grad.copy_(total.view(grad.shape))
@@ -173,25 +212,18 @@ def _hidden_gradient(
     """scale · g and dh, both (B · T, hidden); writes grad_b1."""
     rows, channels = x.shape
     hidden, out_channels = w1.shape[0], w2.shape[0]
-    config = configs.gradient_config(channels, out_channels, x.dtype)
-    g, dh = torch.empty((2, rows, hidden), dtype=x.dtype, device=x.device)
-    partial_b1 = torch.empty((triton.cdiv(rows, config.block_m), hidden), dtype=b1.dtype, device=x.device)
+    unit = row_unit(x.dtype, channels, hidden, out_channels)
+    g, dh = x.new_empty((2, rows, hidden))
+    inputs = (grad_out, x, w1, b1, w2, scale, g, dh)
+    sizes = (rows, channels // unit, hidden // unit, out_channels // unit)
+
+    def options(config: ProductConfig) -> dict:
+        return projection.tiles(config, x.dtype, unit, channels, out_channels)
+
+    candidates = configs.gradient_config(channels, out_channels, x.dtype, precision(x.dtype))
     with device_of(x):
-        hidden_gradient_kernel[projection.grid(config, rows, hidden)](
-            grad_out,
-            x,
-            w1,
-            b1,
-            w2,
-            scale,
-            g,
-            dh,
-            partial_b1,
-            rows,
-            channels,
-            hidden,
-            out_channels,
-            **projection.tiles(config, x.dtype, channels, out_channels),
-        )
+        config = fitting(lambda _: hidden_gradient_kernel, candidates, (*inputs, b1, *sizes), options)
+        partial_b1 = b1.new_empty((triton.cdiv(rows, config.block_m), hidden))
+        hidden_gradient_kernel[projection.grid(config, rows, hidden)](*inputs, partial_b1, *sizes, **options(config))
     torch.sum(partial_b1, dim=0, out=grad_b1)
     return g, dh

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from ...triton_primitives import dot, rounded
-from ...triton_product import load_scale
+from ...triton_product import load_scale, remaining
 from .gelu import gelu_and_derivative
-from .primitives import load_matrix, remaining, store_matrix
+from .primitives import load_matrix, remaining_units, store_matrix
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -38,7 +38,7 @@ def backward_input_kernel(
 ):
     """grad_x of one tile of tokens, and its share Σ dy of grad_b2 in partial_b2 (tiles, C_out)."""
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_T
-    left_rows = num_rows - row
+    left_rows = remaining(row, num_rows, BLOCK_T)
     x = load_matrix(x_ptr + row * CHANNELS, CHANNELS, left_rows, CHANNELS, BLOCK_T, BLOCK_C)
     dy = load_matrix(grad_out_ptr + row * OUT_CHANNELS, OUT_CHANNELS, left_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)
     exact_dy = dy.to(tl.float32)
@@ -51,7 +51,7 @@ def backward_input_kernel(
 
     grad_x = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for start in range(0, HIDDEN, BLOCK_H):
-        left = remaining(start, HIDDEN, BLOCK_H)
+        left = remaining_units(start, HIDDEN, BLOCK_H)
         w1 = load_matrix(w1_ptr + start * CHANNELS, CHANNELS, left, CHANNELS, BLOCK_H, BLOCK_C)
         w2 = load_matrix(w2_ptr + start, HIDDEN, OUT_CHANNELS, left, BLOCK_O, BLOCK_H)
         units = tl.arange(0, BLOCK_H)
@@ -107,7 +107,7 @@ def backward_weight_kernel(
     program = tl.program_id(0)
     part = program // hidden_tiles
     start = program % hidden_tiles * BLOCK_H
-    left = remaining(start, HIDDEN, BLOCK_H)
+    left = remaining_units(start, HIDDEN, BLOCK_H)
     w1 = load_matrix(w1_ptr + start * CHANNELS, CHANNELS, left, CHANNELS, BLOCK_H, BLOCK_C)
     w2 = tl.trans(load_matrix(w2_ptr + start, HIDDEN, OUT_CHANNELS, left, BLOCK_O, BLOCK_H))
     units = tl.arange(0, BLOCK_H)
@@ -118,7 +118,7 @@ def backward_weight_kernel(
     grad_b1 = tl.zeros([BLOCK_H], tl.float32)
     for tile in range(part, tl.cdiv(num_rows, BLOCK_T), num_parts):
         row = tl.cast(tile, tl.int64) * BLOCK_T
-        left_rows = num_rows - row
+        left_rows = remaining(row, num_rows, BLOCK_T)
         x = load_matrix(x_ptr + row * CHANNELS, CHANNELS, left_rows, CHANNELS, BLOCK_T, BLOCK_C)
         dy = load_matrix(grad_out_ptr + row * OUT_CHANNELS, OUT_CHANNELS, left_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)
         zeros = tl.zeros([BLOCK_H, BLOCK_T], tl.float32)

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 
 from ...triton_primitives import dot, rounded
-from ...triton_product import finish_branch
+from ...triton_product import finish_branch, remaining
 from .gelu import gelu
-from .primitives import load_matrix, remaining
+from .primitives import load_matrix, remaining_units
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -32,10 +32,11 @@ def forward_kernel(
 ):
     """out of one tile of tokens: x stays, hidden tiles pass by."""
     row = tl.cast(tl.program_id(0), tl.int64) * BLOCK_T
-    x = load_matrix(x_ptr + row * CHANNELS, CHANNELS, num_rows - row, CHANNELS, BLOCK_T, BLOCK_C)
+    left_rows = remaining(row, num_rows, BLOCK_T)
+    x = load_matrix(x_ptr + row * CHANNELS, CHANNELS, left_rows, CHANNELS, BLOCK_T, BLOCK_C)
     branch = tl.zeros([BLOCK_T, BLOCK_O], tl.float32)
     for start in range(0, HIDDEN, BLOCK_H):
-        left = remaining(start, HIDDEN, BLOCK_H)
+        left = remaining_units(start, HIDDEN, BLOCK_H)
         w1 = load_matrix(w1_ptr + start * CHANNELS, CHANNELS, left, CHANNELS, BLOCK_H, BLOCK_C)
         w2 = load_matrix(w2_ptr + start, HIDDEN, OUT_CHANNELS, left, BLOCK_O, BLOCK_H)
         units = tl.arange(0, BLOCK_H)

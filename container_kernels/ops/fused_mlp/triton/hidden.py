@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from ...triton_primitives import rounded
-from ...triton_product import load_scale, locate_tile, product
+from ...triton_product import load_scale, locate_tile, product, remaining
 from .gelu import gelu, gelu_and_derivative
 from .primitives import store_matrix
 
@@ -19,15 +19,18 @@ def hidden_kernel(
     num_rows,
     channels,
     hidden,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One tile of g = gelu(x w1ᵀ + b1)."""
+    """One tile of g = gelu(x w1ᵀ + b1); channels and hidden in units of UNIT elements."""
+    channels *= UNIT
+    hidden *= UNIT
     row, column = locate_tile(hidden, BLOCK_M, BLOCK_N)
-    left_rows, left_columns = num_rows - row, hidden - column
+    left_rows, left_columns = remaining(row, num_rows, BLOCK_M), remaining(column, hidden, BLOCK_N)
     h = product(
         x_ptr,
         w1_ptr,
@@ -36,8 +39,7 @@ def hidden_kernel(
         num_rows,
         hidden,
         channels,
-        channels,
-        1,
+        False,
         PRECISION,
         EVEN_DEPTH,
         BLOCK_M,
@@ -66,6 +68,7 @@ def hidden_gradient_kernel(
     channels,
     hidden,
     out_channels,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -74,10 +77,14 @@ def hidden_gradient_kernel(
 ):
     """One tile of sample_scale · g and of dh = sample_scale · (grad_out w2) ∘ gelu'(h), from both products at once.
 
-    partial_b1 (row tiles, hidden) float32 is the tile's share Σ dh of grad_b1.
+    partial_b1 (row tiles, hidden) float32 is the tile's share Σ dh of grad_b1. channels, hidden and out_channels come
+    in units of UNIT elements.
     """
+    channels *= UNIT
+    hidden *= UNIT
+    out_channels *= UNIT
     row, column = locate_tile(hidden, BLOCK_M, BLOCK_N)
-    left_rows, left_columns = num_rows - row, hidden - column
+    left_rows, left_columns = remaining(row, num_rows, BLOCK_M), remaining(column, hidden, BLOCK_N)
     h = product(
         x_ptr,
         w1_ptr,
@@ -86,8 +93,7 @@ def hidden_gradient_kernel(
         num_rows,
         hidden,
         channels,
-        channels,
-        1,
+        False,
         PRECISION,
         EVEN_DEPTH,
         BLOCK_M,
@@ -102,8 +108,7 @@ def hidden_gradient_kernel(
         num_rows,
         hidden,
         out_channels,
-        1,
-        hidden,
+        True,
         PRECISION,
         EVEN_DEPTH,
         BLOCK_M,

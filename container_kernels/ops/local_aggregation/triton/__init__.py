@@ -5,6 +5,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...triton_fitting import fitting
 from ...triton_primitives import device_of, tap_major
 from . import config as configs
 from .backward import backward_weight_kernel
@@ -26,11 +27,9 @@ def tiles(config: DepthwiseConfig, kernel_h: int, kernel_w: int) -> dict:
     }
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, config: DepthwiseConfig | None = None
-) -> None:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     """Write the depthwise cross-correlation of x (B, H, W, C) with weight (C, kh, kw) to `out`."""
-    _forward(x, weight, bias, out, None, config or _forward_config(x, weight))
+    _forward(x, weight, bias, out, None)
 
 
 def forward_with_statistics(
@@ -41,72 +40,50 @@ def forward_with_statistics(
     out: Tensor,
     channel_sum: Tensor,
     channel_square_sum: Tensor,
-    config: DepthwiseConfig | None = None,
 ) -> None:
     """`forward`, and Σ out and Σ out² over all pixels (C,): each program's sums, then their sum, in a fixed order."""
-    images, height, width, num_channels = x.shape
-    config = config or _forward_config(x, weight)
-    parts = triton.cdiv(images * width, config.columns) * triton.cdiv(height, config.split)
-    partial = torch.empty((parts, 2, num_channels), dtype=channel_sum.dtype, device=x.device)
-    _forward(x, weight, bias, out, partial, config)
-    torch.sum(partial[:, 0], dim=0, out=channel_sum)
-    torch.sum(partial[:, 1], dim=0, out=channel_square_sum)
-
-
-def _forward_config(x: Tensor, weight: Tensor) -> DepthwiseConfig:
-    return configs.forward_config(*x.shape, weight[0].numel())
+    _forward(x, weight, bias, out, (channel_sum, channel_square_sum))
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, partial: Tensor | None, config: DepthwiseConfig
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, statistics: tuple[Tensor, Tensor] | None
 ) -> None:
     images, height, width, num_channels = x.shape
     _, kernel_h, kernel_w = weight.shape
-    blocks = triton.cdiv(images * width, config.columns) * triton.cdiv(num_channels, config.channels)
+    inputs = (x, tap_major(weight), bias, out)
+    sizes = (x.stride()[:3], images, height, width, num_channels)
+
+    def options(config: DepthwiseConfig) -> dict:
+        return tiles(config, kernel_h, kernel_w)
+
+    candidates = configs.forward_config(images, height, width, num_channels, kernel_h * kernel_w)
     with device_of(x):
-        forward_kernel[(blocks * triton.cdiv(height, config.split),)](
-            x,
-            tap_major(weight),
-            bias,
-            out,
-            partial,
-            x.stride()[:3],
-            images,
-            height,
-            width,
-            num_channels,
-            config.split,
-            **tiles(config, kernel_h, kernel_w),
-        )
+        # To the compiler a channel's sum is as good as the partial sums, whose number is that of the tiles.
+        arguments = (*inputs, statistics and statistics[0], *sizes, height)
+        config = fitting(lambda _: forward_kernel, candidates, arguments, options)
+        blocks = triton.cdiv(images * width, config.columns)
+        strips = triton.cdiv(height, config.split)
+        programs = blocks * strips * triton.cdiv(num_channels, config.channels)
+        partial = statistics and statistics[0].new_empty((blocks * strips, 2, num_channels))
+        forward_kernel[(programs,)](*inputs, partial, *sizes, config.split, **options(config))
+    for place, total in enumerate(statistics or ()):
+        torch.sum(partial[:, place], dim=0, out=total)
 
 
-def backward_weight(
-    grad_out: Tensor,
-    x: Tensor,
-    *,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-    config: DepthwiseConfig | None = None,
-) -> None:
+def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bias: Tensor) -> None:
     """Write the weight (C, kh, kw) and bias (C,) gradients: partial sums, then their sum, in a fixed order."""
     images, height, width, num_channels = x.shape
     _, kernel_h, kernel_w = grad_weight.shape
-    config = config or configs.backward_config(images, width, num_channels, kernel_h * kernel_w)
-    shape = (config.split, kernel_h * kernel_w + 1, num_channels)
-    partial = torch.empty(shape, dtype=grad_weight.dtype, device=x.device)
+    sizes = (grad_out.stride()[:3], x.stride()[:3], images, height, width, num_channels)
+
+    def options(config: DepthwiseConfig) -> dict:
+        return tiles(config, kernel_h, kernel_w)
+
+    candidates = configs.backward_config(images, width, num_channels, kernel_h * kernel_w)
     with device_of(x):
-        backward_weight_kernel[(config.split * triton.cdiv(num_channels, config.channels),)](
-            grad_out,
-            x,
-            partial,
-            grad_out.stride()[:3],
-            x.stride()[:3],
-            images,
-            height,
-            width,
-            num_channels,
-            config.split,
-            **tiles(config, kernel_h, kernel_w),
-        )
+        config = fitting(lambda _: backward_weight_kernel, candidates, (grad_out, x, grad_bias, *sizes, 1), options)
+        partial = grad_weight.new_empty((config.split, kernel_h * kernel_w + 1, num_channels))
+        programs = config.split * triton.cdiv(num_channels, config.channels)
+        backward_weight_kernel[(programs,)](grad_out, x, partial, *sizes, config.split, **options(config))
         torch.sum(partial[:, :-1], dim=0, out=grad_weight.flatten(1).t())
         torch.sum(partial[:, -1], dim=0, out=grad_bias)

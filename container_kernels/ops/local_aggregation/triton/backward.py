@@ -7,7 +7,7 @@ import triton.language as tl
 from .primitives import image_columns, load_row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_images", "num_parts"])
 def backward_weight_kernel(
     grad_out_ptr,
     x_ptr,

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Tile shapes and launch parameters, as pure functions of the problem: the same choice every run."""
+"""Tile shapes and launch parameters, as pure functions of the problem, best first; `ops/triton_fitting.py` takes the
+first that the GPU holds without spilling.
+"""
 
 from dataclasses import dataclass
 
@@ -17,30 +19,36 @@ class DepthwiseConfig:
     split: int
 
 
-def tile(num_channels: int, taps: int) -> tuple[int, int, int]:
-    """(columns, channels, num_warps): two channels a thread.
+def tiles(num_channels: int, taps: int) -> list[tuple[int, int, int]]:
+    """(columns, channels, num_warps) of candidates, best first: two channels a thread, at last one.
 
-    A 7×7 window keeps some 175 registers a thread; with 4 warps ptxas spills to fit a third block, with 8 it does not.
+    A 7×7 window keeps some 175 registers a thread; with 4 warps ptxas spills to fit a third block, with 8 it does not,
+    unless channels are loaded one by one.
     """
-    num_warps = 8 if taps > 25 else 4
     channels = min(64, max(16, 1 << (num_channels - 1).bit_length()))
-    return 64 * num_warps // channels, channels, num_warps
+    warps = (8, 4) if taps > 25 else (4, 8)
+    candidates = [(2, num_warps) for num_warps in warps] + [(1, 4)]
+    return [(per_thread * 32 * num_warps // channels, channels, num_warps) for per_thread, num_warps in candidates]
 
 
-def forward_config(images: int, height: int, width: int, num_channels: int, taps: int) -> DepthwiseConfig:
+def forward_config(images: int, height: int, width: int, num_channels: int, taps: int) -> tuple[DepthwiseConfig, ...]:
     """Whole columns when they make enough programs, else strips of at least 14 rows.
 
     Every strip reads and multiplies kh - 1 rows beyond its own: 14 rows keep that under a third for a 5×5 window.
     """
-    columns, channels, num_warps = tile(num_channels, taps)
-    programs = -(-images * width // columns) * -(-num_channels // channels)
-    strips = -(-WANTED_PROGRAMS // programs)
-    return DepthwiseConfig(columns, channels, num_warps, max(14, -(-height // strips)))
+    configs = []
+    for columns, channels, num_warps in tiles(num_channels, taps):
+        programs = -(-images * width // columns) * -(-num_channels // channels)
+        strips = -(-WANTED_PROGRAMS // programs)
+        configs.append(DepthwiseConfig(columns, channels, num_warps, max(14, -(-height // strips))))
+    return tuple(configs)
 
 
-def backward_config(images: int, width: int, num_channels: int, taps: int) -> DepthwiseConfig:
+def backward_config(images: int, width: int, num_channels: int, taps: int) -> tuple[DepthwiseConfig, ...]:
     """As many parts as fill the device once; each costs one reduction across its warps and one row of partial sums."""
-    columns, channels, num_warps = tile(num_channels, taps)
-    blocks = -(-images * width // columns)
-    parts = max(1, WANTED_PROGRAMS // -(-num_channels // channels))
-    return DepthwiseConfig(columns, channels, num_warps, min(blocks, parts))
+    configs = []
+    for columns, channels, num_warps in tiles(num_channels, taps):
+        blocks = -(-images * width // columns)
+        parts = max(1, WANTED_PROGRAMS // -(-num_channels // channels))
+        configs.append(DepthwiseConfig(columns, channels, num_warps, min(blocks, parts)))
+    return tuple(configs)

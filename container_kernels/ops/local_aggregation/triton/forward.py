@@ -17,7 +17,7 @@ def store_row(out_ptr, row, tile, columns, mask, width, num_channels):
     return tile.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_images", "rows_per_strip"])
 def forward_kernel(
     x_ptr,
     taps_ptr,

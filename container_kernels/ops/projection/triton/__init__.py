@@ -6,8 +6,10 @@ import triton
 from torch import Tensor
 
 from ...tokens import scaled_samples
+from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision
 from ...triton_product import row_scale
+from ...triton_rows import filled, filled_size, is_readable, row_unit
 from . import config as configs
 from .config import ProductConfig
 from .forward import forward_kernel
@@ -15,9 +17,10 @@ from .forward import forward_kernel
 __all__ = ["ProductConfig", "backward", "bias_gradient", "forward", "forward_with_statistics", "grid", "tiles"]
 
 
-def tiles(config: ProductConfig, dtype: torch.dtype, *depths: int) -> dict:
+def tiles(config: ProductConfig, dtype: torch.dtype, unit: int, *depths: int) -> dict:
     """The constexpr and launch arguments of a kernel that computes one tile of products of these depths."""
     return {
+        "UNIT": unit,
         "PRECISION": precision(dtype),
         "EVEN_DEPTH": all(depth % config.block_k == 0 for depth in depths),
         "BLOCK_M": config.block_m,
@@ -35,18 +38,10 @@ def grid(config: ProductConfig, rows: int, columns: int) -> tuple[int]:
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    sample_scale: Tensor | None,
-    *,
-    out: Tensor,
-    config: ProductConfig | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, *, out: Tensor
 ) -> None:
-    """Write sample_scale · (x weightᵀ + bias) + residual to `out`; `config` overrides the tiles."""
-    config = config or configs.product_config(x.shape[2], weight.shape[0], x.dtype)
-    _forward(x, weight, bias, residual, sample_scale, out, None, config)
+    """Write sample_scale · (x weightᵀ + bias) + residual to `out`."""
+    _forward(x, weight, bias, residual, sample_scale, out, None)
 
 
 def forward_with_statistics(
@@ -59,15 +54,9 @@ def forward_with_statistics(
     out: Tensor,
     channel_sum: Tensor,
     channel_square_sum: Tensor,
-    config: ProductConfig | None = None,
 ) -> None:
     """`forward`, and Σ out and Σ out² over all tokens (C_out,): each tile's sums, then their sum, in a fixed order."""
-    config = config or configs.product_config(x.shape[2], weight.shape[0], x.dtype)
-    parts = triton.cdiv(x.shape[0] * x.shape[1], config.block_m)
-    partial = torch.empty((parts, 2, weight.shape[0]), dtype=channel_sum.dtype, device=x.device)
-    _forward(x, weight, bias, residual, sample_scale, out, partial, config)
-    torch.sum(partial[:, 0], dim=0, out=channel_sum)
-    torch.sum(partial[:, 1], dim=0, out=channel_square_sum)
+    _forward(x, weight, bias, residual, sample_scale, out, (channel_sum, channel_square_sum))
 
 
 def _forward(
@@ -77,26 +66,37 @@ def _forward(
     residual: Tensor | None,
     sample_scale: Tensor | None,
     out: Tensor,
-    partial: Tensor | None,
-    config: ProductConfig,
+    statistics: tuple[Tensor, Tensor] | None,
 ) -> None:
     batch, tokens, channels = x.shape
-    out_channels = weight.shape[0]
-    rows = batch * tokens
+    out_channels, dtype = weight.shape[0], x.dtype
+    if not is_readable(dtype, channels, out_channels):
+        inner, outer = filled_size(channels, dtype), filled_size(out_channels, dtype)
+        x, weight = filled(x, inner), filled(weight, outer, inner)
+        bias, residual = filled(bias, outer), filled(residual, outer)
+        wide = out.new_empty((batch, tokens, outer))
+        wide_statistics = statistics and (bias.new_empty(outer), bias.new_empty(outer))
+        _forward(x, weight, bias, residual, sample_scale, wide, wide_statistics)
+        out.copy_(wide[..., :out_channels])
+        for total, wide_total in zip(statistics or (), wide_statistics or (), strict=True):
+            total.copy_(wide_total[:out_channels])
+        return
+    unit, rows = row_unit(dtype, channels, out_channels), batch * tokens
+    inputs = (x, weight, bias, residual, row_scale(sample_scale, tokens), out)
+    sizes = (rows, channels // unit, out_channels // unit)
+
+    def options(config: ProductConfig) -> dict:
+        return tiles(config, dtype, unit, channels)
+
+    candidates = configs.product_config(channels, out_channels, dtype, precision(dtype))
     with device_of(x):
-        forward_kernel[grid(config, rows, out_channels)](
-            x,
-            weight,
-            bias,
-            residual,
-            row_scale(sample_scale, tokens),
-            out,
-            partial,
-            rows,
-            channels,
-            out_channels,
-            **tiles(config, x.dtype, channels),
-        )
+        # To the compiler the bias is as good as the partial sums, whose number is that of the tiles.
+        config = fitting(lambda _: forward_kernel, candidates, (*inputs, statistics and bias, *sizes), options)
+        parts = triton.cdiv(rows, config.block_m)
+        partial = statistics and bias.new_empty((parts, 2, out_channels))
+        forward_kernel[grid(config, rows, out_channels)](*inputs, partial, *sizes, **options(config))
+    for place, total in enumerate(statistics or ()):
+        torch.sum(partial[:, place], dim=0, out=total)
 
 
 def backward(

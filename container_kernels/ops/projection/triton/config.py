@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Tile shapes and launch parameters of a product, as a pure function of the problem: the same choice every run."""
+"""Tile shapes and launch parameters of a product, as a pure function of the problem, best first.
+
+`ops/triton_fitting.py` takes the first that the GPU holds without spilling. Speed is not measured yet.
+"""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+
+# Columns that exist in no matrix, as a part of those that do: what a tile of 128 columns may pad.
+MAX_WASTE = 0.1
 
 
 @dataclass(frozen=True)
@@ -22,27 +29,42 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def product_config(channels: int, out_channels: int, dtype: torch.dtype) -> ProductConfig:
-    """Launch parameters for rows × channels by channels × out_channels.
+def kind(dtype: torch.dtype, precision: str) -> str:
+    """How products are computed: "half", "tf32" or "ieee", which alone has no tensor cores."""
+    return precision if dtype == torch.float32 else "half"
 
-    - A tile of 128 rows reads the weights, which lie in L2, once for 128 tokens. A tile of 128 columns reads x half as
-      often as one of 64, which pays for a quarter of columns that are padding (as of 320), not for more.
+
+def columns_per_tile(columns: int) -> int:
+    """128, or 64 where that pads less and 128 more than MAX_WASTE; narrow matrices fit one tile."""
+    over = {block: -(-columns // block) * block / columns - 1 for block in (64, 128)}
+    wide = over[128] <= max(MAX_WASTE, over[64])
+    return min(128 if wide else 64, padded(columns))
+
+
+@lru_cache(maxsize=1024)
+def product_config(channels: int, out_channels: int, dtype: torch.dtype, precision: str) -> tuple[ProductConfig, ...]:
+    """Launch parameters for rows × channels by channels × out_channels, best first.
+
+    - A tile of 128 rows reads the weights, which lie in L2, once for 128 tokens; 128 columns read x half as often as
+      64. Tiles of 64 columns, where 128 would be padding in part, have 256 rows instead.
     - A depth of one or two steps is bound by memory: no buffers for more steps than there are, and tiles of few
       registers, so that more of them load at a time.
-    - float32 products without tensor cores take all operands through registers, and rows of which Triton does not know
-      that 16-byte loads fit (it does for multiples of 16) need more addresses: their tiles are smaller.
+    - float32 takes twice the bytes per step. Without tensor cores all operands pass through registers: small tiles.
     """
-    if dtype == torch.float32:
-        return ProductConfig(64, 64, 16, 8, 2)
-    block_k = min(64, padded(channels))
-    if channels % 16 or out_channels % 16:
-        return ProductConfig(64, 32, block_k, 4, 2)
-    block_n = min(128, padded(out_channels))
-    if block_n == 128 and -(-out_channels // 128) * 128 > 1.25 * out_channels:
-        block_n = 64
+    how = kind(dtype, precision)
+    if how == "ieee":
+        tiles = ((64, 64, 16, 8, 2), (64, 32, 16, 4, 2), (32, 32, 16, 4, 2), (16, 16, 16, 4, 1))
+        return tuple(ProductConfig(*tile) for tile in tiles)
+    block_n = columns_per_tile(out_channels)
+    block_k = min(64 if how == "half" else 32, padded(channels))
     steps = -(-channels // block_k)
-    if block_n <= 64:
-        return ProductConfig(128, block_n, block_k, 8 if steps == 1 else 4, min(steps, 3))
     if steps <= 2:
-        return ProductConfig(64, block_n, block_k, 4, steps)
-    return ProductConfig(128, block_n, block_k, 8, 3)
+        num_warps = 8 if steps == 1 and block_n == 64 else 4
+        first = (64 if block_n == 128 else 128, block_n, block_k, num_warps, steps)
+        tiles = (first, (64, 64, block_k, 4, 2))
+    elif block_n == 128:
+        tiles = ((128, 128, block_k, 8, 3), (128, 64, block_k, 4, 3))
+    else:
+        tiles = ((256, block_n, block_k, 8, 3), (128, block_n, block_k, 4, 3))
+    tiles += ((64, 32, min(32, block_k), 4, 2), (32, 32, 16, 4, 1))
+    return tuple(ProductConfig(*tile) for tile in tiles)

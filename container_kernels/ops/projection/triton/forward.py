@@ -19,6 +19,7 @@ def forward_kernel(
     num_rows,
     channels,
     out_channels,
+    UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN_DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -28,7 +29,10 @@ def forward_kernel(
     """One tile of out = sample_scale · (x weightᵀ + bias) + residual.
 
     partial, or None: (row tiles, 2, C_out) float32, the sums of the tile's out and out², as rounded, by channel.
+    channels and out_channels come in units of UNIT elements.
     """
+    channels *= UNIT
+    out_channels *= UNIT
     row, column = locate_tile(out_channels, BLOCK_M, BLOCK_N)
     branch = product(
         x_ptr,
@@ -38,8 +42,7 @@ def forward_kernel(
         num_rows,
         out_channels,
         channels,
-        channels,
-        1,
+        False,
         PRECISION,
         EVEN_DEPTH,
         BLOCK_M,
