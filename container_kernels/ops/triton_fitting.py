@@ -59,8 +59,8 @@ def fitting(
 
 
 def _as_compiled(argument: Any, specialized: bool) -> Hashable:
-    """What Triton compiles into a kernel about an argument: its kind and, of numbers, whether they are 1 or divisible
-    by 16, unless they are not to be specialized."""
+    """Facts of an argument that Triton compiles into a kernel: its kind and, of numbers, whether they are 1 or
+    divisible by 16, unless they are not to be specialized."""
     if isinstance(argument, int):
         return argument.bit_length() > 31, specialized and (argument == 1, argument % 16 == 0)
     if isinstance(argument, tuple):

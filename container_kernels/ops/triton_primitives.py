@@ -16,7 +16,7 @@ def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: exactly, unless the user lets torch's own float32 products use TF32."""
+    """The precision of tl.dot: exact, unless the user lets torch's own float32 products use TF32."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 

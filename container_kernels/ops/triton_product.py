@@ -30,7 +30,7 @@ def locate_tile(num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def remaining(start, count, BLOCK: tl.constexpr):
-    """How many of `count` a tile of BLOCK has from `start` on, in 32 bits, so that masks compare 32 bits."""
+    """Those of `count` that a tile of BLOCK has from `start` on, in 32 bits, so that masks compare 32 bits."""
     return tl.minimum(count - start, BLOCK).to(tl.int32)
 
 

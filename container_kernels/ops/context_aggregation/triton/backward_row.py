@@ -139,7 +139,10 @@ def backward_row_kernel(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """All gradients of one head of one image (n <= BLOCK_N); grad_alpha (B, M) holds this head's share."""
+    """All gradients of one head of one image (n <= BLOCK_N); grad_alpha (B, M) holds this head's share.
+
+    TAIL is there because all launches of the mix take the same constants.
+    """
     _, head, batch = locate(1, num_heads)
     q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
     k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)

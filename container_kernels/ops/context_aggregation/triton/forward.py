@@ -164,7 +164,10 @@ def forward_row_kernel(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """One block of queries whose softmax rows fit on chip (n <= BLOCK_N): one pass, no running maximum."""
+    """One block of queries whose softmax rows fit on chip (n <= BLOCK_N): one pass, no running maximum.
+
+    TAIL is there because all launches of the mix take the same constants.
+    """
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
     first_query = tile * BLOCK_M
     k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)

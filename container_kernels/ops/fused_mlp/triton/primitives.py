@@ -25,7 +25,7 @@ def store_matrix(ptr, tile, row_stride, num_rows, num_columns, ROWS: tl.constexp
 
 @triton.jit
 def remaining_units(start, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr):
-    """How many hidden units a tile has from `start` on; a constant, which costs no mask, where tiles fit evenly."""
+    """Hidden units that a tile has from `start` on; a constant, which costs no mask, where tiles fit evenly."""
     if HIDDEN % BLOCK_H == 0:
         return BLOCK_H
     else:

@@ -30,7 +30,7 @@ def padded(size: int) -> int:
 
 
 def kind(dtype: torch.dtype, precision: str) -> str:
-    """How products are computed: "half", "tf32" or "ieee", which alone has no tensor cores."""
+    """Kind of product: "half", "tf32" or "ieee", which alone has no tensor cores."""
     return precision if dtype == torch.float32 else "half"
 
 
