@@ -1,5 +1,9 @@
 """DDP, FSDP2, synchronized norms, two gloo processes: gradients and statistics of one process with the whole batch."""
 
+import os
+import sys
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from container_kernels import ContainerBlock
 
 WORLD = 2
+
+
+@contextmanager
+def gloo(rank, store, world_size=WORLD):
+    """The process group of a spawned process, which ends with the block unless it raises."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+    # Without Python's shutdown: a thread of gloo's that lets go of a tensor during it now and then aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def make_block(wrapper):
@@ -28,8 +46,7 @@ def gradients(block, parameters, x):
 
 
 def check_rank(rank, wrapper, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    try:
+    with gloo(rank, store):
         torch.manual_seed(1)
         x = torch.randn(4, 16, 5, 3)
         expected = gradients(whole := make_block(wrapper), list(whole.named_parameters()), x)
@@ -49,21 +66,16 @@ def check_rank(rank, wrapper, store):
             full = grad.full_tensor() if wrapper == "fsdp2" else grad
             torch.testing.assert_close(full, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(dict(block.named_buffers()), dict(whole.named_buffers()))
-    finally:
-        dist.destroy_process_group()
 
 
 def check_tensor_parallel(rank, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    try:
+    with gloo(rank, store):
         x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1))
         block = make_block("synchronized").eval()
         expected = block(x)
         plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
         parallelize_module(block.mlp, dist.init_device_mesh("cpu", (WORLD,)), plan)
         torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
-    finally:
-        dist.destroy_process_group()
 
 
 def test_layers_of_a_block_can_be_split_over_processes(tmp_path):
@@ -71,15 +83,12 @@ def test_layers_of_a_block_can_be_split_over_processes(tmp_path):
 
 
 def check_group_of_one(rank, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    try:
+    with gloo(0, store, world_size=1):
         block = nn.SyncBatchNorm.convert_sync_batchnorm(make_block("synchronized"))
         with pytest.raises(ValueError, match="expected more than 1 value per channel"):
             block(torch.randn(1, 16, 1, 1))
         assert block(torch.randn(2, 16, 3, 3)).isfinite().all()
         assert all(buffer.isfinite().all() for buffer in block.buffers())
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_group_of_one_process_is_none(tmp_path):
