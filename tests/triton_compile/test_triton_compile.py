@@ -4,11 +4,11 @@ In the suite one case per branch, and a random sample with each Triton; `-m slow
 held to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 from compile_cases import SHARED_MEMORY, Case, DepthwiseCase, MixCase, NormCase, ProductCase
-from compile_samples import branches, exhaustive, random_cases
+from compile_samples import CAPABILITIES, branches, exhaustive, random_cases
 from triton_versions import INSTALLED, OTHERS, compile_elsewhere
 
 KERNELS_ON_CHIP = {"forward_kernel", "backward_input_kernel", "backward_weight_kernel"}
@@ -60,12 +60,12 @@ def wrong_launches(case: Case, names: list[str]) -> Iterable[str]:
         yield f"other kernels than expected: {names}"
 
 
-def all_faults(cases: list[Case], triton: str) -> list[str]:
+def all_faults(cases: Sequence[Case], triton: str) -> list[str]:
     compiled = compile_elsewhere(cases, triton)
     return [f"{case}: {fault}" for case, kernels in compiled.items() for fault in faults(case, kernels)]
 
 
-def assert_faultless(cases: list[Case], triton: str) -> None:
+def assert_faultless(cases: Sequence[Case], triton: str) -> None:
     found = all_faults(cases, triton)
     assert not found, f"Triton {triton}:\n" + "\n".join(found)
 
@@ -80,9 +80,10 @@ def test_random_sample(triton):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("triton", [INSTALLED, *OTHERS])
-def test_everything_a_release_is_held_to(triton):
-    assert_faultless(list(exhaustive()), triton)
+def test_everything_a_release_is_held_to(triton, capability):
+    assert_faultless(exhaustive(capability), triton)
 
 
 def test_a_fault_is_seen():
@@ -101,7 +102,7 @@ def test_a_fault_is_seen():
 
 
 def test_samples_reach_every_gpu_dtype_and_op():
-    for sample in (random_cases(SAMPLE, seed=0), exhaustive()):
+    for sample in (random_cases(SAMPLE, seed=0), [case for gpu in CAPABILITIES for case in exhaustive(gpu)]):
         assert {(case.capability, case.dtype) for case in sample} >= {
             (capability, dtype) for capability in SHARED_MEMORY for dtype in ("bfloat16", "float32")
         }
