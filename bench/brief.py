@@ -8,6 +8,7 @@ has is left out; the same problem in several files is one line.
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,11 +101,14 @@ def notes(*reports: dict) -> list[str]:
 
 
 def furthest_from_prediction(*reports: dict, count: int = 3) -> list[str]:
-    """The problems whose measured time is the largest multiple of the predicted one, and by how much."""
+    """The problems whose measured time differs by the largest factor from the predicted one, up or down, and by which.
+
+    Far below is as likely a mistake, of the prediction or of the measurement, as far above.
+    """
     # Backwards, so that of several measurements the first counts, as in the lines.
     ours = {r["problem"]: 1e3 * r["ours_ms"] for report in reversed(reports) for r in reversed(report["rows"])}
     ratios = {problem: us / predicted for problem, us in ours.items() if (predicted := predicted_us(problem))}
-    worst = sorted(ratios, key=ratios.get, reverse=True)[:count]
+    worst = sorted(ratios, key=lambda problem: abs(math.log(ratios[problem])), reverse=True)[:count]
     return [f"{shorter(problem)}: {ratios[problem]:.2f} times the prediction" for problem in worst]
 
 

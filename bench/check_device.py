@@ -9,7 +9,6 @@ bench/floors.py. Exits with 1 when the CUDA kernels cannot run here: the tests w
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -32,10 +31,11 @@ def gpu_facts() -> dict[str, str]:
 
 
 def shipped_arch(compute_capability: str, archs: str) -> str:
-    """The entry of a list such as "80+PTX;90a" whose code an install would run on a GPU of this compute capability.
+    """What of a list such as "80+100+PTX;90a" an install would run on a GPU of this compute capability, as such a list.
 
     Machine code runs on its own major version from its minor version on, on exactly its own version where it has a
-    letter; PTX is compiled by the driver for everything later.
+    letter; PTX, of the first of an entry, is compiled by the driver for everything later. Code that is joined to
+    another one's stays so: it is made from the same first half.
 
     Raises:
         ValueError: no entry runs there.
@@ -43,15 +43,27 @@ def shipped_arch(compute_capability: str, archs: str) -> str:
     wanted = tuple(map(int, compute_capability.split(".")))
     code, ptx = [], []
     for entry in archs.split(";"):
-        digits, letter, with_ptx = re.fullmatch(r"(\d+)([a-z]?)(\+PTX)?", entry).groups()
-        version = int(digits[:-1]), int(digits[-1])
-        if version == wanted or (not letter and version[0] == wanted[0] and version[1] <= wanted[1]):
-            code.append((version, f"{digits}{letter}"))
-        elif with_ptx and version < wanted:
-            ptx.append((version, entry))
+        targets = entry.split("+")
+        first = targets[0]
+        for target in targets:
+            if target == "PTX":
+                if _version(first) < wanted:
+                    ptx.append((_version(first), f"{first}+PTX"))
+            elif _runs_on(target, wanted):
+                code.append((_version(target), target if target == first else f"{first}+{target}"))
     if not code and not ptx:
         raise ValueError(f"no code for compute capability {compute_capability} in {archs}")
     return max(code or ptx)[1]
+
+
+def _version(target: str) -> tuple[int, int]:
+    digits = target.rstrip("af")
+    return int(digits[:-1]), int(digits[-1])
+
+
+def _runs_on(target: str, wanted: tuple[int, int]) -> bool:
+    version = _version(target)
+    return version == wanted or (target.isdigit() and version[0] == wanted[0] and version[1] <= wanted[1])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     known = floors.DEVICES.get(machine.device_name(device), measured)
     facts = {"gpu": gpu_facts(), "conditions": machine.conditions(device)}
     facts |= {"rates of floors": asdict(known), "rates measured": asdict(measured)}
-    options.output.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial = options.output.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(options.output)
     print(f"floors: {known.source}\n{measured.source}")
     why_not = usable_backends()["cuda"] if device == "cuda" else None
     if why_not:

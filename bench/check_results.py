@@ -104,7 +104,8 @@ class Results:
         """Passed of all by step and dtype, then what failed."""
         lines, failed = [], []
         for path in sorted(self.work.glob("tests-*.log")):
-            outcomes = test_outcomes(path.read_text(encoding="utf-8", errors="replace"))
+            log = path.read_text(encoding="utf-8", errors="replace")
+            outcomes = test_outcomes(log)
             counts: dict[str, Counter] = {}
             for test, outcome in outcomes.items():
                 counts.setdefault(dtype_of(test), Counter())[outcome] += 1
@@ -112,6 +113,8 @@ class Results:
             for dtype, count in sorted(counts.items()):
                 skipped = f", {count['SKIPPED']} skipped" if count["SKIPPED"] else ""
                 texts.append(f"{dtype} {count['PASSED']} of {count.total() - count['SKIPPED']}{skipped}")
+            left = max(0, collected(log) - len(outcomes))
+            texts += [f"NOT RUN {left}"] if left else []
             lines += [f"{path.stem} passed: {'; '.join(texts)}"] if texts else []
             failed += [test for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")]
         return [*lines, *_first(failed, "failed: ")]
@@ -120,7 +123,10 @@ class Results:
         path = self.work / "device.json"
         if not path.exists():
             return []
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # half written
+            return []
         return [f"floors by: {facts['rates of floors']['source']}", f"now: {facts['rates measured']['source']}"]
 
     def _line(self, record: dict) -> str:
@@ -148,6 +154,12 @@ def test_outcomes(log: str) -> dict[str, str]:
         if match and (match[1] or match[3]):
             outcomes[match[2]] = match[1] or match[3]
     return outcomes
+
+
+def collected(log: str) -> int:
+    """How many tests pytest was going to run, with workers or without; 0 where it did not come so far."""
+    counts = re.findall(r"\[(\d+) items?\]|(\d+) selected$|^collected (\d+) items?$", log, re.MULTILINE)
+    return int(next(filter(None, counts[-1]))) if counts else 0
 
 
 def dtype_of(test: str) -> str:

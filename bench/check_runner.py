@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 GRACE = 6
 # A step that gets less is not begun: importing torch takes as long.
 LEAST = 20
+# One that the steps before it left its time is, even if ending them took some of it.
+KEPT_LEAST = 2 * GRACE
 # Between two archives while a step runs.
 SAVE_EVERY = 10
-# Ends of a process that are its own: done, or done and something is wrong. Any other is a crash.
-OWN_ENDS = (0, 1)
+# Ends of a process that are its own: done, done and something is wrong, not to be done here. Any other is a crash.
+STATES = {0: "ok", 1: "FAILED (1)", 77: "NOT RUN"}
 
 
 @dataclass
@@ -76,8 +78,8 @@ class Runner:
         return not self.results.failures()
 
     def _begin(self, step: Step, seconds: float) -> None:
-        if seconds < LEAST:
-            self.results.add(step, "no time left", 0, partial=step.partial)
+        if seconds < (KEPT_LEAST if step.kept else LEAST):
+            self.results.add(step, "no time left", 0, partial=step.partial and not step.kept)
             return
         now = time.monotonic()
         process = self._start(step, seconds)
@@ -112,7 +114,7 @@ class Runner:
             return
         _kill(running.process)  # what it left behind
         running.attempts -= 1
-        if status not in OWN_ENDS and not running.asked and running.attempts and running.end - now > LEAST:
+        if status not in STATES and not running.asked and running.attempts and running.end - now > LEAST:
             self.results.print(f"{running.step.name} ended with status {status}, goes on")
             running.process = self._start(running.step, running.end - now)
             return
@@ -121,7 +123,8 @@ class Runner:
         if running.asked:
             self.results.add(running.step, "out of time", seconds, partial=running.step.partial)
         else:
-            self.results.add(running.step, "ok" if status == 0 else f"FAILED ({status})", seconds, partial=status == 0)
+            state = STATES.get(status, f"FAILED ({status})")
+            self.results.add(running.step, state, seconds, partial=not state.startswith("FAILED"))
         self._save()
 
     def _save(self) -> None:
@@ -132,6 +135,7 @@ class Runner:
         """End what still runs: nothing does, unless an exception came from outside."""
         for running in self.running:
             _kill(running.process)
+        for running in self.running:
             running.process.wait()
             self.results.add(running.step, "stopped", time.monotonic() - running.begun, partial=False)
         self.running.clear()
@@ -158,9 +162,13 @@ class Stopped(SystemExit):
 def stop_on_signals() -> None:
     """Raise `Stopped` for the signals that a clock or a user sends."""
 
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
     def stop(number: int, _) -> None:
+        # The same may come again at once, to the whole group: ending what runs is not to be interrupted.
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
         raise Stopped(128 + number)
 
-    handle: Callable = stop
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, handle)
+    for number in numbers:
+        signal.signal(number, stop)

@@ -17,6 +17,7 @@ failed.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = {} if options.rehearse else check_device.gpu_facts()
     if not gpu and not options.rehearse:
         raise SystemExit("gpu_check needs an NVIDIA GPU, nvidia-smi shows none")
+    if not options.rehearse and importlib.util.find_spec("xdist") is None:
+        raise SystemExit("gpu_check needs pytest-xdist: pip install pytest-xdist")
     stop_on_signals()
     folder = options.folder.resolve()
     work = Path(tempfile.mkdtemp(prefix=f"gpu_check-{options.stage}-"))
@@ -95,10 +98,17 @@ def head(options: argparse.Namespace, gpu: dict[str, str], cores: int) -> str:
     return f"# GPU check, stage {options.stage}\n{where}; {cores} cores; commit {told}; {time.strftime('%Y-%m-%d')}"
 
 
+def folder(text: str) -> Path:
+    """Refuses "", as of a variable that is not set: the current folder is not meant."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got nothing")
+    return Path(text)
+
+
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", type=int, nargs="?", choices=tuple(LIMITS), help="of the check")
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "build" / "gpu_check", help="for the results")
+    parser.add_argument("folder", type=folder, nargs="?", default=ROOT / "build" / "gpu_check", help="for the results")
     parser.add_argument("--plan", action="store_true", help="print what would be done, and do nothing")
     parser.add_argument("--rehearse", action="store_true", help="do it without a GPU, on small problems")
     parser.add_argument("--steps", type=lambda text: text.split(","), help="names, with commas; by default all")

@@ -20,14 +20,16 @@ from builder.cuda import build_program  # noqa: E402
 from builder.graph import locked  # noqa: E402
 from builder.project import env  # noqa: E402
 
+# Exit status of a program that had nothing to run; neither a result nor a failure.
+NOT_RUN = 77
 SOURCE = ROOT / "tests" / "device" / "run_kernels.cu"
 
 
 def main(tool: str, folder: Path) -> int:
     sanitizer = find_sanitizer()
     if sanitizer is None:
-        print("compute-sanitizer is not on this machine: not run")
-        return 0
+        print("compute-sanitizer is not on this machine")
+        return NOT_RUN
     program = folder / "sanitized" / "run_kernels"
     with locked(program.parent):
         if not program.exists():

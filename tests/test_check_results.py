@@ -48,6 +48,16 @@ def test_outcomes_are_read_from_the_log_of_pytest(results):
     passed = "any 1 of 2; bfloat16 1 of 1; float16 0 of 1; tf32 1 of 1, 1 skipped"
     assert f"tests-triton passed: {passed}" in summary
     assert summary.count("failed: tests/") == 2
+    assert "NOT RUN" not in summary
+
+
+@pytest.mark.parametrize(
+    "head", ["collected 9 items", "collected 90 items / 81 deselected / 9 selected", "16 workers [9 items]"]
+)
+def test_tests_that_did_not_run_are_counted(results, head):
+    """When their time is over the summary must not read as if there were no others."""
+    results.log("tests-triton").write_text(f"{head}\n{LOG}")
+    assert "tf32 1 of 1, 1 skipped; NOT RUN 3" in results.summary()
 
 
 def test_a_long_list_of_failures_is_cut(results):

@@ -24,6 +24,7 @@ def stage(tmp_path, monkeypatch):
 
     monkeypatch.setattr(check_runner, "GRACE", 1)
     monkeypatch.setattr(check_runner, "LEAST", 1.5)
+    monkeypatch.setattr(check_runner, "KEPT_LEAST", 0.5)
     work = tmp_path / "work"
     work.mkdir()
 
@@ -89,6 +90,7 @@ def test_a_crash_is_followed_by_another_attempt(stage, tmp_path):
         ("os.abort()", 2, "xx", "FAILED (-6)"),
         ("sys.exit(3)", 2, "xx", "FAILED (3)"),
         ("sys.exit(1)", 4, "x", "FAILED (1)"),
+        ("sys.exit(77)", 4, "x", "NOT RUN"),
     ):
         log = tmp_path / "tries"
         log.write_text("")
@@ -110,9 +112,22 @@ def test_time_is_kept_for_what_decides_most(stage):
         step("tests", "import time; time.sleep(60)", partial=True),
         step("rest", "print('rest')", partial=True),
         step("mix", "import time; time.sleep(1)", expected=4, kept=True),
-        limit=7,
+        limit=9,
     )
     assert passed and states(results) == {"tests": "out of time", "rest": "no time left", "mix": "ok"}
+
+
+def test_a_step_that_is_kept_is_done_although_the_one_before_did_not_end_when_asked(stage):
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    passed, results = stage(
+        step("tests", code, limit=60, partial=True), step("mix", "print('done')", expected=2, kept=True), limit=7
+    )
+    assert passed and states(results) == {"tests": "out of time", "mix": "ok"}
+
+
+def test_no_time_for_a_step_that_is_kept_is_a_failure(stage):
+    passed, results = stage(step("mix", "print('done')", kept=True, partial=True), limit=0.2)
+    assert not passed and states(results) == {"mix": "no time left"}
 
 
 def test_results_are_there_while_a_step_runs(stage, tmp_path, monkeypatch):
@@ -218,6 +233,22 @@ def test_what_is_built_is_what_an_install_would_run(capability, arch):
     assert shipped_arch(capability, "80+PTX;90a") == arch
 
 
+@pytest.mark.parametrize(
+    ("capability", "arch"),
+    [("8.0", "80"), ("8.6", "80"), ("9.0", "90a"), ("10.0", "80+100"), ("10.3", "80+100"), ("11.0", "80+PTX"),
+     ("12.0", "80+120")],
+)  # fmt: skip
+def test_what_is_built_of_the_default(capability, arch):
+    """The list itself, not one like it, and what comes out is one that the builder takes."""
+    from check_device import shipped_arch
+
+    from builder.nvcc import arch_flags
+    from container_kernels._env import VARIABLES
+
+    assert shipped_arch(capability, VARIABLES["CONTAINER_KERNELS_CUDA_ARCHS"].default) == arch
+    assert arch_flags("nvcc", arch)
+
+
 def test_an_architecture_of_its_own_goes_before_ptx():
     from check_device import shipped_arch
 
@@ -260,5 +291,5 @@ def test_without_a_sanitizer_nothing_is_checked_and_said(tmp_path, monkeypatch, 
     import sanitize
 
     monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
-    assert sanitize.main("memcheck", tmp_path) == 0
-    assert capsys.readouterr().out == "compute-sanitizer is not on this machine: not run\n"
+    assert sanitize.main("memcheck", tmp_path) == sanitize.NOT_RUN
+    assert capsys.readouterr().out == "compute-sanitizer is not on this machine\n"

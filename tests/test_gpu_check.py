@@ -41,6 +41,18 @@ def test_needs_a_gpu(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_begins_where_there_is_a_gpu(tmp_path):
+    """With an nvidia-smi that tells of an H100, through everything in front of the first step."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 81559 MiB, 570.1, 1980 MHz, 1980 MHz, 30'\n")
+    fake.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    command = (PROGRAM, "1", tmp_path / "out", "--steps", "device", "--seconds", "1")
+    done = run(*command, env=os.environ | {"PATH": path})
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NVIDIA H100 80GB HBM3, 9.0" in done.stdout and "no time left" in done.stdout
+
+
 def test_the_plan_prints_and_runs_nothing(tmp_path):
     done = run(PROGRAM, "--plan", env={"PATH": "/nowhere"})
     assert done.returncode == 0, done.stderr
@@ -166,6 +178,8 @@ WHOLE = {
     "test_fold_norm": {"triton": HALF},
     "test_statistics_gradient": {"triton": HALF},
 }
+# Files of which every test runs on a GPU.
+ENTIRE = ("test_mlp_triton", "test_mlp_triton_gelu", "test_mix_triton", "test_tf32")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +208,15 @@ def test_every_kernel_is_tested_in_every_dtype(selected):
             words = [set(re.split(r"[^a-z0-9]+", name)) for name in names]
             assert all(backend in word or file in ("test_fold_norm", "test_statistics_gradient") for word in words)
             assert {dtype for word in words for dtype in HALF & word} == dtypes, (file, backend)
+
+
+def test_files_about_triton_kernels_are_selected_whole(selected):
+    for file in ENTIRE:
+        done = run(
+            "-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", "-m", "not slow", f"tests/ops/{file}.py"
+        )
+        every = [line for line in done.stdout.splitlines() if "::" in line]
+        assert every and set(every) <= set(selected["tests-triton"]), file
 
 
 def test_tf32_is_tested_for_every_op_that_multiplies(selected):
@@ -282,11 +305,18 @@ def test_a_stop_keeps_what_was_done(tmp_path):
     time.sleep(1)
     assert running_with(work) == 1
     program.send_signal(signal.SIGTERM)
+    program.send_signal(signal.SIGTERM)  # as GNU timeout does, to its child and then to the group
     rest, _ = program.communicate(timeout=30)
     assert first.startswith("times-mix begins") and program.returncode == 143
     assert re.search(r"^times-mix +stopped ", rest, re.MULTILINE)
     assert {"times-mix.log", "steps.json", "summary.md"} <= members(out, 1)
     assert running_with(work) == 0 and not list(work.iterdir())
+
+
+def test_an_empty_folder_is_refused():
+    """As of a variable that is not set: results would be in the current folder."""
+    done = run(PROGRAM, "1", "", "--rehearse")
+    assert done.returncode == 2 and "expected a folder, got nothing" in done.stderr
 
 
 def running_with(folder):

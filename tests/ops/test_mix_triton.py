@@ -103,3 +103,14 @@ def test_gradients_of_huge_scores_are_finite(case):
     out = context_aggregation(*leaves, **arguments, backend="triton")
     for grad in torch.autograd.grad(out, leaves, gradient_of(out).to(out.dtype)):
         assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("case", GRIDS.values(), ids=GRIDS)
+def test_scale_zero_is_zero_whatever_the_products(case):
+    """Products of 1e37 times the smallest scale that there is would be scores, not zeros."""
+    inputs = case.make(torch.float32, DEVICE)
+    (q, k, v), arguments = inputs.arguments()
+    q, k = (torch.full_like(t, 10.0**18) * t.sign() for t in (q, k))
+    settings = arguments | {"scale": 0.0}
+    out = context_aggregation(q, k, v, **settings, backend="triton")
+    torch.testing.assert_close(out, context_aggregation(q, k, v, **settings, backend="reference"), rtol=1e-5, atol=1e-6)

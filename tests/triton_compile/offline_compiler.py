@@ -107,6 +107,7 @@ def describe(name: str, kernel) -> dict:
         "warps": kernel.metadata.num_warps,
         "tensor_cores": re.search(r"\b(w?g?mma\S*\.sync|tcgen05\.mma)", ptx) is not None,
         "wide_loads": re.search(r"ld\.global\S*\.v4|cp\.async\S* .*0x10", ptx) is not None,
+        "tanh": "tanh.approx" in ptx,
         "narrow_loads": re.search(r"ld\.global\S*\.b16", ptx) is not None,
     }
 

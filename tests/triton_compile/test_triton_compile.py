@@ -20,6 +20,7 @@ SAMPLE = 24
 def faults(case: Case, kernels: list[dict]) -> Iterable[str]:
     """What is wrong with the kernels of a case, in words."""
     yield from wrong_launches(case, [kernel["kernel"] for kernel in kernels])
+    yield from wrong_gelus(case, kernels)
     for kernel in kernels:
         if "error" in kernel:
             yield f"does not compile: {kernel}"
@@ -36,6 +37,13 @@ def faults(case: Case, kernels: list[dict]) -> Iterable[str]:
             yield f"no 128-bit loads: {kernel}"
         if isinstance(case, DepthwiseCase) and case.channels % 16 == 0 and kernel["narrow_loads"]:
             yield f"less than two channels a load: {kernel}"
+
+
+def wrong_gelus(case: Case, kernels: list[dict]) -> Iterable[str]:
+    """Whether GELU is by the hardware's tanh in the MLPs of 16-bit dtypes, and nowhere else."""
+    wanted = isinstance(case, ProductCase) and case.dtype in ("bfloat16", "float16")
+    if any(kernel.get("tanh") for kernel in kernels) != wanted:
+        yield f"tanh by hardware: expected {wanted}, got {not wanted}"
 
 
 def wrong_launches(case: Case, names: list[str]) -> Iterable[str]:
@@ -91,11 +99,17 @@ def test_a_fault_is_seen():
     case = MixCase(90, "bfloat16", 7, 7, 32)
     good = {
         "kernel": "forward_row_kernel", "stack": 0, "shared": 1000, "tensor_cores": True, "wide_loads": True,
-        "narrow_loads": False,
+        "narrow_loads": False, "tanh": False,
     }  # fmt: skip
     backward = good | {"kernel": "backward_row_kernel"}
     assert not list(faults(case, [good, backward]))
-    for change in ({"stack": 8}, {"shared": 1 << 20}, {"tensor_cores": False}, {"wide_loads": False}):
+    for change in (
+        {"stack": 8},
+        {"shared": 1 << 20},
+        {"tensor_cores": False},
+        {"wide_loads": False},
+        {"tanh": True},
+    ):
         assert len(list(faults(case, [good | change, backward]))) == 1, change
     assert len(list(faults(case, [good]))) == 1
     assert len(list(faults(case, [{"kernel": "forward_row_kernel", "error": "PTXASError"}, backward]))) == 1

@@ -24,7 +24,7 @@ def fused_mlp(
     sample_scale: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The MLP of a transformer or CONTAINER block, channels last, with the exact (erf) GELU.
+    """The MLP of a transformer or CONTAINER block, channels last, with the erf GELU.
 
         y[b] = sample_scale[b] · (gelu(x[b] w1ᵀ + b1) w2ᵀ + b2)  (+ x[b] with residual)
 

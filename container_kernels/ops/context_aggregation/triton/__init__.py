@@ -98,10 +98,12 @@ def forward(
     q, k, v = (readable(tensor) for tensor in (q, k, v))
     taps, kernel_h, kernel_w = window(local_weight)
     arguments = (q, k, v, alpha, taps, local_bias, affinity, out, logsumexp, strides(q), strides(k), strides(v))
-    # Never 0, which times the -inf of an absent key would be NaN.
+    # The queries have the sign. Positive also where the scale is 0 or rounds to it: 0 times the -inf of an absent key
+    # would be NaN.
+    sign = (scale > 0) - (scale < 0)
     scale_log2 = max(abs(scale) * LOG2E, torch.finfo(torch.float32).tiny)
     arguments += (n, num_heads, height, width, scale_log2)
-    constants = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w, "NEGATIVE": scale < 0}
+    constants = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w, "SIGN": sign}
     candidates = configs.forward_config(n, head_dim, q.dtype, precision(q.dtype))
     with device_of(q):
         launch(

@@ -3,8 +3,8 @@
 
 Both compute   out_i = alpha Σ_j P_ij v_j + Σ_j affinity_ij v_j + Σ_taps w_tap v_(i+tap) + bias
                logsumexp_i = log Σ_j exp(scale q_i·k_j),   P_ij = exp(scale q_i·k_j - logsumexp_i)
-for one block of queries of one head. The static terms come after the softmax is normalized and enter the
-same accumulator, so neither alpha nor the softmax sum touches them.
+for one block of queries of one head. The static terms come after the softmax is normalized and are added
+to what it gave, so neither alpha nor the softmax sum touches them.
 """
 
 import triton
@@ -111,18 +111,21 @@ def load_queries(
     head,
     first_query,
     n,
-    NEGATIVE: tl.constexpr,
+    SIGN: tl.constexpr,
     UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A block of queries; NEGATIVE turns their sign: with a positive scale the largest product is the largest score, so
-    that scale and maximum enter the exponent in one multiply-add."""
+    """A block of queries times SIGN, that of the scale.
+
+    With a positive scale the largest product is the largest score, so that scale and maximum enter the exponent in one
+    multiply-add.
+    """
     q_head, stride = head_of(q_ptr, strides, batch, head, UNIT)
     q = load_tokens(q_head, first_query, n, stride, HEAD_DIM, BLOCK_M, BLOCK_D)
-    if NEGATIVE:
-        q = rounded(-q.to(tl.float32), q.dtype)
+    if SIGN != 1:
+        q = rounded(SIGN * q.to(tl.float32), q.dtype)
     return q
 
 
@@ -156,7 +159,7 @@ def forward_row_kernel(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
-    NEGATIVE: tl.constexpr,
+    SIGN: tl.constexpr,
     UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -173,7 +176,7 @@ def forward_row_kernel(
     k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
     v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
 
-    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, NEGATIVE, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
+    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, SIGN, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
     k = load_tokens(k_head, 0, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     v = load_tokens(v_head, 0, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
@@ -267,7 +270,7 @@ def forward_tiled_kernel(
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
-    NEGATIVE: tl.constexpr,
+    SIGN: tl.constexpr,
     UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -281,7 +284,7 @@ def forward_tiled_kernel(
     k_head, k_stride = head_of(k_ptr, k_strides, batch, head, UNIT)
     v_head, v_stride = head_of(v_ptr, v_strides, batch, head, UNIT)
 
-    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, NEGATIVE, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
+    q = load_queries(q_ptr, q_strides, batch, head, first_query, n, SIGN, UNIT, HEAD_DIM, BLOCK_M, BLOCK_D)
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)

@@ -132,8 +132,8 @@ def add_local(
     on, zero outside.
 
     taps is (KERNEL_H * KERNEL_W, M * D); FLIPPED reads it backwards, which transposes the operation. The image
-    was just read for the products, so the window is gathered from L1/L2. One kernel row is unrolled: enough
-    independent loads to hide the cache, without the code size of all taps.
+    was just read for the products, so the window is gathered from L1/L2, one tap at a time, in loops that the compiler
+    unrolls by no more than a row: enough independent loads to hide the cache.
     """
     channels = tl.arange(0, BLOCK_D)
     channel_mask = channels < HEAD_DIM
