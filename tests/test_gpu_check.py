@@ -179,7 +179,7 @@ WHOLE = {
     "test_statistics_gradient": {"triton": HALF},
 }
 # Files of which every test runs on a GPU.
-ENTIRE = ("test_mlp_triton", "test_mlp_triton_gelu", "test_mix_triton", "test_tf32")
+ENTIRE = ("test_mlp_triton", "test_mlp_triton_gelu", "test_mix_triton")
 
 
 @pytest.fixture(scope="module")
