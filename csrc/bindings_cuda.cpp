@@ -4,6 +4,7 @@
 // arguments.
 #include "bindings.h"
 #include "common/runtime.h"
+#include "common/windows.h"
 #include "context_aggregation/cuda/kernels.h"
 #include "local_aggregation/cuda/kernels.h"
 
@@ -125,6 +126,7 @@ py::object why_not(int device) {
 
 PYBIND11_MODULE(CK_MODULE, module) {
     module.attr("cuda_version") = ck::cuda_version();
+    module.attr("square_windows") = py::cast(ck::kSquareWindows);
     module.def("why_not", &why_not, py::arg("device"), "Why the kernels cannot run on this device, or None.");
     module.def("multiprocessor_count", &multiprocessor_count, py::arg("device"));
     module.def("shared_memory_limit", &shared_memory_limit, py::arg("device"),

@@ -66,7 +66,7 @@ class ColumnContainer(Network):
         pos_embed: bool = True,
         dynamic: bool = True,
         static: Static | None = None,
-        kernel_size: int = 5,
+        kernel_size: int | tuple[int, int] = 5,
         mixing: Mixing = "gate",
         hidden_tokens: int | None = None,
         projections: bool = True,

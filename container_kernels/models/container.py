@@ -50,7 +50,7 @@ class Container(Network):
         embed_dims, depths, num_heads, mlp_ratios, strides: the stages.
         dynamic: stages with softmax attention.
         static: static affinity of the stages, as in `ContextAggregation`.
-        kernel_size: side of the local window.
+        kernel_size: side of the local window, or its height and width.
         mixing: "gate" or "free", as in `ContextAggregation`.
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout after the projections of the blocks.
@@ -74,7 +74,7 @@ class Container(Network):
         strides: Sequence[int] = (4, 2, 2, 2),
         dynamic: bool | Sequence[bool] = True,
         static: Static | Sequence[Static | None] | None = "local",
-        kernel_size: int | Sequence[int] = 5,
+        kernel_size: int | Sequence[int | tuple[int, int]] = 5,
         mixing: Mixing | Sequence[Mixing] = "gate",
         qkv_bias: bool = True,
         drop_rate: float = 0.0,

@@ -54,7 +54,7 @@ class ContainerBlock(nn.Module):
         *,
         dynamic: bool = True,
         static: Static | None = "local",
-        kernel_size: int = 5,
+        kernel_size: int | tuple[int, int] = 5,
         grid_size: tuple[int, int] | None = None,
         mixing: Mixing = "gate",
         qkv_bias: bool = True,

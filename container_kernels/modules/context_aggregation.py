@@ -19,7 +19,7 @@ from .initialization import init_local
 from .plain import is_inactive, is_plain
 from .pointwise import Pointwise
 from .token_mlp import TokenMlp
-from .validation import check_grid, check_image, check_kernel_size, check_probability
+from .validation import check_grid, check_image, check_probability, window_name, window_of
 
 Static = Literal["local", "dense", "both"]
 Mixing = Literal["gate", "free"]
@@ -44,9 +44,9 @@ class ContextAggregation(nn.Module):
         dim: channels C, input and output.
         num_heads: heads M; head_dim is C / M.
         dynamic: with softmax attention.
-        static: "local" (kernel_size × kernel_size depthwise with bias), "dense" (a learned (M, N, N) matrix), "both"
+        static: "local" (depthwise with bias), "dense" (a learned (M, N, N) matrix), "both"
             or None.
-        kernel_size: side of the local window, odd, up to 7.
+        kernel_size: side of the local window, or its height and width; odd, up to 11, fastest for 3, 5 and 7.
         grid_size: (H, W) of the input, needed by a dense affinity, which fixes it (`set_grid_size` changes it).
         mixing: used where both terms are present. "gate": one scalar w with alpha = σ(w), beta = 1 − σ(w), as in the
             released network; "free": alpha and beta are independent scalars, the paper's equation. Both start at
@@ -71,7 +71,7 @@ class ContextAggregation(nn.Module):
         *,
         dynamic: bool = True,
         static: Static | None = "local",
-        kernel_size: int = 5,
+        kernel_size: int | tuple[int, int] = 5,
         grid_size: tuple[int, int] | None = None,
         mixing: Mixing = "gate",
         qkv_bias: bool = True,
@@ -101,7 +101,7 @@ class ContextAggregation(nn.Module):
         self.in_proj = Pointwise(dim, width, bias=qkv_bias, **factory) if projections else nn.Identity()
         self.local_weight = self.local_bias = self.affinity = self.token_mlp = None
         if static in ("local", "both"):
-            self.local_weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
+            self.local_weight = nn.Parameter(torch.empty(dim, *window_of(kernel_size), **factory))
             self.local_bias = nn.Parameter(torch.empty(dim, **factory))
         if static in ("dense", "both"):
             tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
@@ -225,7 +225,7 @@ class ContextAggregation(nn.Module):
     def extra_repr(self) -> str:
         parts = [f"num_heads={self.num_heads}", f"dynamic={self.dynamic}", f"static={self.static!r}"]
         if self.local_weight is not None:
-            parts.append(f"kernel_size={self.local_weight.shape[-1]}")
+            parts.append(f"kernel_size={window_name(self.local_weight.shape[1:])}")
         if self.grid_size is not None:
             parts.append(f"grid_size={self.grid_size}")
         if self.num_prefix_tokens:
@@ -245,7 +245,7 @@ def _check_arguments(dim, num_heads, dynamic, static, kernel_size, grid_size, mi
     if not dynamic and static is None:
         raise ValueError("static: expected a static affinity because dynamic=False, got None")
     if static in ("local", "both"):
-        check_kernel_size(kernel_size)
+        window_of(kernel_size)
     if static in ("dense", "both") and grid_size is None:
         raise ValueError(f"grid_size: expected (H, W) because static={static!r}, got None")
     if grid_size is not None:

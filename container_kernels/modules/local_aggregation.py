@@ -8,26 +8,28 @@ from torch import Tensor, nn
 from ..ops.fold_norm import Moments
 from ..ops.local_aggregation import local_aggregation, local_aggregation_with_statistics
 from .initialization import init_local
-from .validation import check_image, check_kernel_size
+from .validation import check_image, window_name, window_of
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
 class LocalAggregation(nn.Module):
-    """Depthwise kernel_size × kernel_size convolution with zero padding; `residual=True` adds the input.
+    """Depthwise convolution with zero padding; `residual=True` adds the input.
 
-    Equivalent to `nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)` (+ x); the weight is
+    kernel_size is the side of the window, or its height and width: odd, up to 11, fastest for 3, 5 and 7.
+
+    Equivalent to `nn.Conv2d(dim, dim, kernel_size, padding="same", groups=dim)` (+ x); the weight is
     (C, kh, kw), its (C, 1, kh, kw) without the middle dimension.
 
     Shape: (B, C, H, W) to (B, C, H, W); the result is in `torch.channels_last`, fastest when the input is too.
 
     Raises:
-        ValueError: an even kernel_size or one above 7, or an input of another number of channels.
+        ValueError: an even kernel_size or one above 11, or an input of another number of channels.
     """
 
     def __init__(
         self,
         dim: int,
-        kernel_size: int = 5,
+        kernel_size: int | tuple[int, int] = 5,
         *,
         residual: bool = False,
         bias: bool = True,
@@ -35,10 +37,10 @@ class LocalAggregation(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        check_kernel_size(kernel_size)
+        window = window_of(kernel_size)
         factory = {"device": device, "dtype": dtype}
         self.residual = residual
-        self.weight = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **factory))
+        self.weight = nn.Parameter(torch.empty(dim, *window, **factory))
         self.bias = nn.Parameter(torch.empty(dim, **factory)) if bias else None
         self.reset_parameters()
 
@@ -59,5 +61,5 @@ class LocalAggregation(nn.Module):
         return y.permute(0, 3, 1, 2), Moments(*sums, count=y[..., 0].numel())
 
     def extra_repr(self) -> str:
-        dim, kernel_size, _ = self.weight.shape
-        return f"{dim}, kernel_size={kernel_size}, residual={self.residual}, bias={self.bias is not None}"
+        dim, *window = self.weight.shape
+        return f"{dim}, kernel_size={window_name(window)}, residual={self.residual}, bias={self.bias is not None}"

@@ -3,6 +3,8 @@
 
 from torch import Tensor
 
+from ..ops.validation import MAX_WINDOW
+
 
 def check_image(x: Tensor, dim: int) -> None:
     """`x` is (B, dim, H, W)."""
@@ -24,9 +26,21 @@ def check_grid(x: Tensor, grid_size: tuple[int, int] | None, num_prefix_tokens: 
         )
 
 
-def check_kernel_size(kernel_size: int) -> None:
-    if type(kernel_size) is not int or kernel_size not in (1, 3, 5, 7):
-        raise ValueError(f"kernel_size: expected 1, 3, 5 or 7, got {kernel_size!r}")
+def window_of(kernel_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a window given as one odd integer or two, up to `MAX_WINDOW`."""
+    pair = (kernel_size, kernel_size) if type(kernel_size) is int else kernel_size
+    if (
+        not isinstance(pair, tuple | list)
+        or len(pair) != 2
+        or not all(type(side) is int and side % 2 == 1 and 1 <= side <= MAX_WINDOW for side in pair)
+    ):
+        raise ValueError(f"kernel_size: expected one or two odd integers up to {MAX_WINDOW}, got {kernel_size!r}")
+    return tuple(pair)
+
+
+def window_name(window: tuple[int, int]) -> str:
+    """A window as the argument kernel_size has it."""
+    return str(window[0] if window[0] == window[1] else tuple(window))
 
 
 def check_probability(name: str, value: float) -> None:

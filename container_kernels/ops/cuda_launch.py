@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import _extension
 
-# Windows (square) that the kernels are compiled for.
-_WINDOWS = (3, 5, 7)
+# Windows (square) that the kernels are compiled for (csrc/common/windows.h).
+WINDOWS = (3, 5, 7, 11)
 
 
 def place(tensor: Tensor) -> tuple[ModuleType, int, int]:
@@ -36,7 +36,10 @@ def workspace(like: Tensor, size: int) -> Tensor:
 
 def compiled_window(kh: int, kw: int) -> int:
     """The height and width of the smallest compiled window that holds an odd kh × kw one."""
-    return next(size for size in _WINDOWS if size >= max(kh, kw))
+    for size in WINDOWS:
+        if size >= max(kh, kw):
+            return size
+    raise ValueError(f"window: expected at most {WINDOWS[-1]}×{WINDOWS[-1]}, got {kh}×{kw}")
 
 
 def pad_window(weight: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAX_WINDOW = 7
+# The largest height and width of a window (csrc/common/windows.h).
+MAX_WINDOW = 11
 
 
 def check_tensor(name: str, value, ndim: int, shape_name: str) -> None:

@@ -5,6 +5,9 @@
 #include <stdexcept>
 
 namespace ck {
+
+void refuse_isa() { throw std::logic_error("isa: the level in use was not built"); }
+
 namespace {
 
 #if defined(CK_HAVE_V3) || defined(CK_HAVE_V4)
@@ -28,8 +31,10 @@ bool supports(Isa level) {
         case Isa::v3:
             return has_v3();
 #endif
-        default:
-            return level == Isa::baseline;
+        case Isa::baseline:
+            return true;
+        default:  // a level that was not built
+            return false;
     }
 }
 
@@ -39,9 +44,10 @@ const char* name_of(Isa level) {
             return "v4";
         case Isa::v3:
             return "v3";
-        default:
+        case Isa::baseline:
             return "baseline";
     }
+    refuse_isa();
 }
 
 Isa highest() {

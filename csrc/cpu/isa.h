@@ -18,6 +18,8 @@ std::vector<std::string> supported_isas();
 std::string isa_name();
 // Choose a level by name, for tests and debugging; std::invalid_argument when it cannot run here.
 void set_isa(const std::string& name);
+// Throws: the level in use was not built.
+[[noreturn]] void refuse_isa();
 
 }  // namespace ck
 
@@ -51,8 +53,10 @@ void set_isa(const std::string& name);
     switch (ck::active_isa()) {                         \
         CK_CASE_V4(function, __VA_ARGS__)               \
         CK_CASE_V3(function, __VA_ARGS__)               \
-        default:                                        \
+        case ck::Isa::baseline:                         \
             return ck::baseline::function(__VA_ARGS__); \
+        default:                                        \
+            ck::refuse_isa();                           \
     }
 
 // Declares a kernel in the namespace of every level that was built.

@@ -150,7 +150,8 @@ void multiply(LeftFactor<Transposed, A> left, int64_t rows, Panel<const A> right
             case 2:
                 multiply_panel<2>(part_left, rows, part_right, count, part_add, result);
                 break;
-            default:
+            case 3:
+                static_assert(kPanelVectors == 3, "a case for every number of vectors");
                 multiply_panel<3>(part_left, rows, part_right, count, part_add, result);
         }
     }

@@ -153,9 +153,11 @@ void run_all() {
     run_depthwise<T>(3, 7, 7, 72, 5);
     run_depthwise<T>(1, 9, 11, 35, 7);
     run_depthwise<T>(2, 5, 17, 64, 3);
+    run_depthwise<T>(1, 6, 9, 70, 11);
     run_mix<T>(1, 1, 1, 1, 8, 3);
     run_mix<T>(2, 7, 7, 3, 32, 5);
     run_mix<T>(1, 9, 9, 1, 20, 7);
+    run_mix<T>(1, 6, 5, 2, 32, 11);
     run_mix<T>(1, 3, 6, 2, 64, 0);
 }
 

@@ -156,7 +156,7 @@ def test_representation_names_the_setting():
         ({"num_heads": 0}, "num_heads: expected a divisor of dim = 16, got 0"),
         ({"static": "conv"}, 'static: expected "local", "dense", "both" or None, got \'conv\''),
         ({"dynamic": False, "static": None}, "static: expected a static affinity because dynamic=False, got None"),
-        ({"kernel_size": 4}, "kernel_size: expected 1, 3, 5 or 7, got 4"),
+        ({"kernel_size": 4}, "kernel_size: expected one or two odd integers up to 11, got 4"),
         ({"static": "dense"}, r"grid_size: expected \(H, W\) because static='dense', got None"),
         (
             {"static": "dense", "grid_size": (0, 4)},
@@ -178,7 +178,7 @@ def test_bad_inputs():
         layer(torch.ones(2, 16, 4, 5))
     with pytest.raises(ValueError, match=r"x: expected \(B, C, H, W\) with C = 16, got \(2, 16, 4\)"):
         layer(torch.ones(2, 16, 4))
-    with pytest.raises(ValueError, match="kernel_size: expected 1, 3, 5 or 7, got 2"):
+    with pytest.raises(ValueError, match="kernel_size: expected one or two odd integers up to 11, got 2"):
         LocalAggregation(8, 2)
 
 
@@ -187,7 +187,9 @@ def test_bad_inputs():
     [
         (lambda: ContextAggregation(16, 2.0), "num_heads: expected a divisor of dim = 16, got 2.0"),
         (lambda: ContextAggregation(16.0, 2), "dim: expected a positive integer, got 16.0"),
-        (lambda: ContextAggregation(16, 2, kernel_size=True), "kernel_size: expected 1, 3, 5 or 7, got True"),
+        (lambda: ContextAggregation(16, 2, kernel_size=True), "kernel_size: expected one or two odd .* got True"),
+        (lambda: ContextAggregation(16, 2, kernel_size=(3, 13)), r"kernel_size: expected one or .* got \(3, 13\)"),
+        (lambda: ContextAggregation(16, 2, kernel_size=(3, 5, 7)), r"kernel_size: expected one .* got \(3, 5, 7\)"),
         (lambda: ContextAggregation(16, 2, grid_size=4), r"grid_size: expected \(H, W\), two integers .* got 4"),
         (lambda: ContextAggregation(16, 2, proj_drop=2), "proj_drop: expected a probability .* got 2"),
         (lambda: ContainerBlock(16, 2, drop_path=-1), "drop_path: expected a probability .* got -1"),

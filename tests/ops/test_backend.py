@@ -240,7 +240,7 @@ def test_every_row_that_the_cuda_mix_takes_fits_shared_memory(dtype, head_dim):
     for tokens in taken:
         for width in (1, 7, 16, tokens):
             if tokens % width == 0:
-                assert all(fits(tokens // width, width, window) for window in (0, 3, 7))
+                assert all(fits(tokens // width, width, window) for window in (0, 3, 7, 11))
     assert not fits(1, len(taken) + 1, 7)
 
 

@@ -19,6 +19,8 @@ CASES = [
     MixCase(kernel=(3, 3), dense=True, head_dim=20),  # every term; head_dim padded on a GPU
     MixCase(kernel=None, dense=True, heads=3),  # CONTAINER-PAM
     MixCase(kernel=(7, 3), heads=1, head_dim=33, packed=False),  # oblong window
+    MixCase(kernel=(9, 5), packed=False),  # windows that have no kernel of their own
+    MixCase(batch=1, height=4, width=13, head_dim=9, kernel=(11, 11)),
     MixCase(batch=1, height=1, width=1),  # one token: softmax of one score
     MixCase(height=1, width=9, kernel=(7, 7)),  # window larger than the grid
     MixCase(batch=1, height=9, width=8, head_dim=32, kernel=(5, 5)),  # more than one tile of 64 tokens

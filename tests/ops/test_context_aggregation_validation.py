@@ -30,9 +30,9 @@ CASES = [
         r"local_weight: expected \(C, kh, kw\) = \(8, odd, odd\), got \(7, 3, 3\)",
     ),
     (
-        {"local_weight": torch.ones(8, 9, 3), "grid_size": (2, 3)},
+        {"local_weight": torch.ones(8, 13, 3), "grid_size": (2, 3)},
         ValueError,
-        r"local_weight: expected kh and kw up to 7, got \(8, 9, 3\)",
+        r"local_weight: expected kh and kw up to 11, got \(8, 13, 3\)",
     ),
     ({"local_weight": WEIGHT.int(), "grid_size": (2, 3)}, TypeError, "local_weight: expected dtype .* got torch.int32"),
     ({"local_weight": WEIGHT}, ValueError, r"grid_size: expected \(H, W\) with H·W = 6 .* got None"),

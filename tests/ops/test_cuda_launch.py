@@ -11,14 +11,14 @@ from container_kernels import _extension, context_aggregation, local_aggregation
 from container_kernels.ops.cuda_launch import compiled_window, cut_window, pad_window, place
 from container_kernels.testing import run_cuda_on_host
 
-WINDOWS = [(1, 1), (1, 3), (3, 3), (3, 1), (5, 3), (1, 5), (5, 5), (7, 1), (5, 7), (7, 7)]
+WINDOWS = [(1, 1), (1, 3), (3, 3), (3, 1), (5, 3), (1, 5), (5, 5), (7, 1), (5, 7), (7, 7), (9, 3), (11, 11)]
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_padded_window_is_compiled_and_does_the_same(window):
     weight = torch.randn(4, *window)
     padded = pad_window(weight)
-    size = max(3, *window)
+    size = next(size for size in (3, 5, 7, 11) if size >= max(window))
     assert padded.shape == (4, size, size)
     assert compiled_window(*window) == size
     x = torch.randn(2, 4, 6, 5)

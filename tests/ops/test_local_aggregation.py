@@ -15,6 +15,9 @@ SHAPES = [
     (1, 3, 2, 1, 7, 5),  # window larger than the image, one channel
     (1, 1, 1, 20, 5, 3),
     (1, 2, 40, 4, 1, 1),
+    (2, 5, 9, 20, 9, 5),  # windows that have no kernel of their own
+    (1, 6, 3, 3, 1, 11),
+    (1, 4, 13, 9, 11, 11),
     (1, 19, 17, 70, 5, 5),  # several tiles in every direction
 ]
 
@@ -129,7 +132,7 @@ def test_gradients_to_second_order(backend):
             r"weight: expected \(C, kh, kw\) = \(4, odd, odd\), got \(4, 2, 2\)",
         ),
         ({"weight": torch.ones(5, 3, 3)}, ValueError, r"weight: expected .* = \(4, odd, odd\), got \(5, 3, 3\)"),
-        ({"weight": torch.ones(4, 9, 9)}, ValueError, r"weight: expected kh and kw up to 7, got \(4, 9, 9\)"),
+        ({"weight": torch.ones(4, 3, 13)}, ValueError, r"weight: expected kh and kw up to 11, got \(4, 3, 13\)"),
         ({"weight": torch.ones(4, 1, 3, 3)}, ValueError, r"weight: expected 3 dimensions \(C, kh, kw\)"),
         ({"weight": torch.ones(4, 3, 3, device="meta")}, ValueError, "weight: expected device cpu as x, got meta"),
         ({"bias": torch.ones(5)}, ValueError, r"bias: expected \(C,\) = \(4,\), got \(5,\)"),

@@ -128,7 +128,7 @@ def test_strides(backend, dtype, relay):
 
 
 @CUDA
-@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 8), (8, 1), (2, 3), (3, 2), (1, 15)], ids=str)
 def test_windows_larger_than_the_grid(backend, kernel, grid):
     for dtype in (torch.bfloat16, torch.float32):

@@ -66,7 +66,7 @@ def test_unaligned_rows(backend, dtype, offset):
 
 
 @CUDA
-@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 8), (8, 1), (2, 3), (3, 2)], ids=str)
 def test_windows_larger_than_the_grid(backend, kernel, grid):
     for dtype in (torch.bfloat16, torch.float32):
@@ -74,7 +74,7 @@ def test_windows_larger_than_the_grid(backend, kernel, grid):
 
 
 @CUDA
-@pytest.mark.parametrize("kernel", [None, (3, 3), (7, 7)], ids=str)
+@pytest.mark.parametrize("kernel", [None, (3, 3), (7, 7), (11, 11)], ids=str)
 @pytest.mark.parametrize(
     ("grid", "head_dim"),
     [((14, 14), 32), ((18, 15), 32), ((1, 261), 32), ((2, 125), 64), ((10, 13), 64), ((5, 11), 128)],
@@ -169,7 +169,7 @@ def test_shared_memory_that_a_block_asks_for(backend):
     for tokens in (1, 49, 196, 256):
         for height in (1, 7, 16, tokens):
             if tokens % height == 0:
-                for window in (0, 3, 5, 7):
+                for window in (0, 3, 5, 7, 11):
                     for head_dim in (1, 32, 33, 64):
                         assert needed(torch.bfloat16, tokens, head_dim, height, tokens // height, window) <= limit
                     assert needed(torch.float32, tokens, 32, height, tokens // height, window) <= limit

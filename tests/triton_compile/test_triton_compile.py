@@ -56,7 +56,8 @@ def wrong_launches(case: Case, names: list[str]) -> Iterable[str]:
             ["forward_tiled_kernel", "backward_query_kernel", "backward_key_kernel"],
         )
     elif isinstance(case, DepthwiseCase):
-        right = names == ["forward_kernel", "forward_kernel", "backward_weight_kernel"]
+        wide = "wide_" if max(case.window) > 7 else ""
+        right = names == [f"{wide}forward_kernel", f"{wide}forward_kernel", f"{wide}backward_weight_kernel"]
     elif isinstance(case, ProductCase):
         right = len(names) == 5 and set(names) in (KERNELS_ON_CHIP, KERNELS_IN_MEMORY)
     elif isinstance(case, NormCase):

@@ -44,7 +44,7 @@ def context_aggregation(
         v: (B, N, M, D) values. Any strides with a contiguous last dimension: the slices of one packed
             (B, N, 3, M, D) projection are read in place. float32, bfloat16, float16 or float64.
         alpha, beta: weight of the dynamic and of the static term: a number or a tensor (), (1,) or (M,).
-        local_weight: (M·D, kh, kw), one filter a channel, kh and kw odd, up to 7; zero padding, cross-correlation
+        local_weight: (M·D, kh, kw), one filter a channel, kh and kw odd, up to 11; zero padding, cross-correlation
             as in `conv2d`.
         local_bias: (M·D,).
         affinity: (M, N, N), row i holds the weights of output token i.

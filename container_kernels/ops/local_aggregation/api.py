@@ -36,7 +36,7 @@ def local_aggregation(
     Args:
         x: (B, H, W, C), any strides with a contiguous last dimension; float32, bfloat16, float16 or float64. An
             NCHW image in `torch.channels_last` is such a tensor after `.permute(0, 2, 3, 1)`, without a copy.
-        weight: (C, kh, kw), kh and kw odd, up to 7; any floating dtype.
+        weight: (C, kh, kw), kh and kw odd, up to 11 (fastest where both are 3, 5 or 7); any floating dtype.
         bias: (C,) or None.
         residual: add `x` to the result, at no cost.
         backend: "cuda", "triton", "cpu", "reference", or None for the fastest that serves.

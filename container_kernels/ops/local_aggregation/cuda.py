@@ -13,7 +13,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
 
     Args:
         x: (B, H, W, C), any strides with a contiguous last dimension.
-        weight: (C, kh, kw), odd and at most 7; bias: (C,) or None: contiguous, accumulation dtype.
+        weight: (C, kh, kw), odd, at most `MAX_WINDOW`; bias: (C,) or None: contiguous, accumulation dtype.
         out: (B, H, W, C), dtype of x.
     """
     _forward(x, weight, bias, out, None, None)

@@ -58,6 +58,7 @@ int element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 }  // namespace
 
 size_t mix_backward_shared_memory(const MixShape& shape, DType dtype) {
+    check(shape);
     return backward_shared_memory(shape, element_bytes(dtype));
 }
 
@@ -68,6 +69,7 @@ size_t mix_backward_workspace(const MixShape& shape, DType, bool local_gradient)
 void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,
                   Stream stream) {
     const MixShape& shape = params.shape;
+    check(shape);
     const auto access = [&](const auto&... tokens) {
         return std::min({row_access(tokens, shape, element_bytes(dtype))...});
     };
@@ -85,8 +87,11 @@ void mix_backward(const MixBackward& params, const LocalGradient& local, void* w
         case DType::float16:
             backward_float16(arguments, stream);
             break;
-        default:
+        case DType::float32:
             backward_float32(arguments, stream);
+            break;
+        case DType::float64:
+            throw std::invalid_argument("dtype: expected float32, bfloat16 or float16, got float64");
     }
     const int64_t columns = partial_columns(shape, local.weight);
     const BatchSum sum{arguments.partials,

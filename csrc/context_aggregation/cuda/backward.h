@@ -62,8 +62,7 @@ inline size_t backward_shared_memory(const MixShape& shape, int element_bytes) {
     if (split.warps > KeySplit::most_warps(head_dim)) return std::numeric_limits<size_t>::max();
     const size_t tokens = split.rows * (4 * (head_dim * element_bytes + 16) + sizeof(float));
     const size_t step = split.rows * (kTile * element_bytes + sizeof(float) * element_bytes / 2);
-    const size_t windows =
-        sizeof(float) * window_channels(head_dim) * shape.kernel_height * shape.kernel_width;
+    const size_t windows = sizeof(float) * window_channels(head_dim) * window_taps_in_shared_memory(shape);
     return tokens + std::max(step, windows);
 }
 

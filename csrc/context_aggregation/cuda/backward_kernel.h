@@ -183,7 +183,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     const float* const local_weight =
         static_cast<const float*>(mix.local_weight) + first_channel * arguments.taps();
     float* const windows = reinterpret_cast<float*>(head.staged);
-    if (mix.local_weight) {
+    if (mix.local_weight && shape.kernel_height != kWideWindow) {
         local::load_windows<D>(windows, local_weight, 0, shape.head_dim, arguments.taps());
     }
     const auto store_tile = [&](const Tokens& target, const T* source) {
@@ -224,8 +224,10 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
             return local_backward<3, T, D>(local);
         case 5:
             return local_backward<5, T, D>(local);
-        default:
+        case 7:
             return local_backward<7, T, D>(local);
+        case kWideWindow:
+            return local_backward<kWideWindow, T, D>(local);
     }
 }
 
@@ -246,14 +248,8 @@ void launch_backward(const BackwardArguments& arguments, Stream stream) {
 // For every padded head_dim.
 template <class T>
 void launch_backward(const BackwardArguments& arguments, Stream stream) {
-    switch (padded_head_dim(arguments.mix.shape.head_dim)) {
-        case 32:
-            return launch_backward<T, 32>(arguments, stream);
-        case 64:
-            return launch_backward<T, 64>(arguments, stream);
-        default:
-            return launch_backward<T, 128>(arguments, stream);
-    }
+    with_head_dim(arguments.mix.shape.head_dim,
+                  [&]<int D>() { launch_backward<T, D>(arguments, stream); });
 }
 
 }  // namespace ck::cuda

@@ -245,13 +245,95 @@ CK_DEVICE void backward(const LocalHead<T>& head) {
     }
 }
 
+// Windows whose weights are too many for registers and shared memory: token by token, weights from memory.
+template <int K, class T, int D>
+CK_DEVICE void wide_value_gradient(const LocalHead<T>& head, int first_channel) {
+    constexpr int P = kPitch<T, D>;
+    const MixShape& shape = head.shape;
+    const Lanes<D> lanes;
+    const int channel = first_channel + lanes.channel, channels = shape.head_dim - channel;
+    const float* const weight = head.weight + channel * (K * K);
+    CK_NO_UNROLL
+    for (int token = lanes.slot; token < shape.height * shape.width; token += lanes.slots) {
+        const int y = token / shape.width, x = token % shape.width;
+        Float2 total = read_pair(head.room + token * P + channel);
+        CK_NO_UNROLL
+        for (int tap = 0; tap < K * K && channels > 0; ++tap) {
+            const int row = y + K / 2 - tap / K, column = x + K / 2 - tap % K;
+            if (row < 0 || row >= shape.height || column < 0 || column >= shape.width) continue;
+            const Float2 grad = read_pair(head.grad_out + (row * shape.width + column) * P + channel);
+            total.x += weight[tap] * grad.x;
+            if (channels > 1) total.y += weight[K * K + tap] * grad.y;
+        }
+        T* const out = head.out + token * head.out_stride + channel;
+        if (channels > 1 && head.out_access >= 2 * static_cast<int>(sizeof(T))) {
+            write_pair(out, total.x, total.y);
+        } else {
+            if (channels > 0) out[0] = from_float<T>(total.x);
+            if (channels > 1) out[1] = from_float<T>(total.y);
+        }
+    }
+}
+
+// A row of the window at a time, and at last the bias.
+template <int K, class T, int D>
+CK_DEVICE void wide_weight_gradient(const LocalHead<T>& head, int first_channel) {
+    constexpr int P = kPitch<T, D>;
+    const MixShape& shape = head.shape;
+    const Lanes<D> lanes;
+    const int channel = first_channel + lanes.channel, tokens = shape.height * shape.width;
+    const auto leave = [&]<int Count>(const float(&sums)[Count][2], int row) {
+        reduce_over_warps<D, kTile * P>(sums, shape.head_dim - first_channel, head.room,
+                                        head.partials + row * shape.head_dim + first_channel, shape.head_dim);
+    };
+    CK_NO_UNROLL
+    for (int ky = 0; ky < K; ++ky) {
+        float sums[K][2] = {};
+        CK_NO_UNROLL
+        for (int token = lanes.slot; token < tokens; token += lanes.slots) {
+            const int row = token / shape.width + ky - K / 2, x = token % shape.width;
+            if (row < 0 || row >= shape.height) continue;
+            const Float2 grad = read_pair(head.grad_out + token * P + channel);
+            const T* const values = head.value + (row * shape.width + x - K / 2) * P + channel;
+            CK_UNROLL
+            for (int kx = 0; kx < K; ++kx) {
+                if (x + kx < K / 2 || x + kx - K / 2 >= shape.width) continue;
+                const Float2 value = read_pair(values + kx * P);
+                sums[kx][0] += grad.x * value.x;
+                sums[kx][1] += grad.y * value.y;
+            }
+        }
+        leave(sums, ky * K);
+    }
+    float bias[1][2] = {};
+    CK_NO_UNROLL
+    for (int token = lanes.slot; token < tokens; token += lanes.slots) {
+        const Float2 grad = read_pair(head.grad_out + token * P + channel);
+        bias[0][0] += grad.x;
+        bias[0][1] += grad.y;
+    }
+    leave(bias, K * K);
+}
+
+template <int K, class T, int D>
+CK_DEVICE void wide_backward(const LocalHead<T>& head) {
+    for (int channel = 0; channel < D; channel += Lanes<D>::kChannels) {
+        wide_value_gradient<K, T, D>(head, channel);
+    }
+    for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
+        wide_weight_gradient<K, T, D>(head, channel);
+    }
+}
+
 }  // namespace local
 
 // dv: to what `room` has the transposed local term of dy is added, and the sum rounded once. Then, if wanted,
 // the partial gradients of the local weight and bias. All threads of the block take part.
 template <int K, class T, int D>
 CK_DEVICE void local_backward(const LocalHead<T>& head) {
-    if (head.shape.width % local::kSpan == 0) {
+    if constexpr (K == kWideWindow) {
+        local::wide_backward<K, T, D>(head);
+    } else if (head.shape.width % local::kSpan == 0) {
         local::backward<K, true, T, D>(head);
     } else {
         local::backward<K, false, T, D>(head);

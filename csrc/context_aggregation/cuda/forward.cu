@@ -38,18 +38,6 @@ MixShape with_grid(MixShape shape) {
     return shape;
 }
 
-void check(const MixShape& shape) {
-    if (shape.head_dim < 1 || shape.head_dim > 128) {
-        throw std::invalid_argument("head_dim: expected 1 to 128, got " + std::to_string(shape.head_dim));
-    }
-    const int kernel = shape.kernel_height;
-    if ((kernel != 0 && kernel != 3 && kernel != 5 && kernel != 7) || kernel != shape.kernel_width) {
-        throw std::invalid_argument("local_weight: expected a window of 3x3, 5x5 or 7x7, got " +
-                                    std::to_string(shape.kernel_height) + "x" +
-                                    std::to_string(shape.kernel_width));
-    }
-}
-
 }  // namespace
 
 ForwardLayout forward_layout(const MixShape& given, DType dtype) {
@@ -62,7 +50,7 @@ ForwardLayout forward_layout(const MixShape& given, DType dtype) {
     const int64_t row_bytes = (single ? 4 : 2) * channels + 16;
     const int64_t chunk_row_bytes = single ? row_bytes : 2 * row_bytes;
     const int64_t scratch_bytes = single ? 16 * kProbabilityPitch * 4 : 0;
-    const int64_t weight_bytes = round_up(shape.head_dim, 2) * shape.kernel_height * shape.kernel_width * 4;
+    const int64_t weight_bytes = round_up(shape.head_dim, 2) * window_taps_in_shared_memory(shape) * 4;
 
     const int limit = shared_memory_limit();
     ForwardLayout layout;
@@ -79,6 +67,7 @@ ForwardLayout forward_layout(const MixShape& given, DType dtype) {
 }
 
 size_t mix_forward_shared_memory(const MixShape& shape, DType dtype) {
+    check(shape);
     return shape.tokens == 0 ? 0 : forward_layout(shape, dtype).bytes;
 }
 

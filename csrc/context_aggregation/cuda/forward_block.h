@@ -47,6 +47,12 @@ struct ForwardBlock {
         return static_cast<float*>(arguments.mix.logsumexp) +
                (batch * arguments.mix.shape.heads + head) * tokens;
     }
+    // The local weight of the head's channels; null without a local term.
+    CK_DEVICE const float* weight_in_memory() const {
+        const MixShape& shape = arguments.mix.shape;
+        return static_cast<const float*>(arguments.mix.local_weight) +
+               int64_t{head} * shape.head_dim * shape.kernel_height * shape.kernel_width;
+    }
     CK_DEVICE float alpha() const { return static_cast<const float*>(arguments.mix.alpha)[head]; }
     // The scale of exponents to base 2.
     CK_DEVICE float scale() const {
@@ -68,8 +74,9 @@ struct ForwardBlock {
             load_tokens<Access, kRow>(keys, key_rows, mix.k, 0);
             load_tokens<Access, kRow>(values, key_rows + kZeroTokens, mix.v, 0);
         });
+        if (mix.shape.kernel_height == kWideWindow) return;
         const int count = mix.shape.head_dim * mix.shape.kernel_height * mix.shape.kernel_width;
-        load_floats(weight, static_cast<const float*>(mix.local_weight) + int64_t{head} * count, count, count);
+        load_floats(weight, weight_in_memory(), count, count);
     }
 
     // Copies the queries from `begin` on, when the chunk before is done with, and waits for everything.

@@ -51,6 +51,26 @@ CK_DEVICE void store_pair(T* address, float first, float second) {
     }
 }
 
+// Calls take(x, sums, true) for the columns of an image row with the sums of a window whose weights, (2, K, K), are too
+// many for registers and shared memory.
+template <int K, class T, int Pitch, class Take>
+CK_DEVICE void walk_wide(const float* weight, bool second, const WindowInput<T, Pitch>& input, int y,
+                         const Columns& columns, Float2 start, Take&& take) {
+    CK_NO_UNROLL
+    for (int x = columns.begin; x < columns.end; ++x) {
+        Float2 sum = start;
+        CK_NO_UNROLL
+        for (int tap = 0; tap < K * K; ++tap) {
+            const int row = y + tap / K - K / 2, column = x + tap % K - K / 2;
+            if (row < 0 || row >= columns.height || column < 0 || column >= columns.width) continue;
+            const Float2 value = to_floats<T>(load_pair<T>(input.values + (row * columns.width + column) * Pitch));
+            sum.x += weight[tap] * value.x;
+            if (second) sum.y += weight[K * K + tap] * value.y;
+        }
+        take(x, sum, true);
+    }
+}
+
 // Adds the taps of the window's rows [FirstRow, FirstRow + Rows), or nothing for K = 0. The sums start from
 // the head's `bias`, or zero. With Last and where pairs of channels can be written, they go to y; else back
 // to where the attention was.
@@ -87,11 +107,21 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
                     for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
                 });
             }
-        } else {
+            continue;
+        }
+        const WindowInput<T, kPitch<T, D>> input{block.values + channel, block.zeros() + channel};
+        const bool second = channel + 1 < head_dim;
+        const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};
+        if constexpr (K == kWideWindow) {
+            const float* const weight = block.weight_in_memory() + channel * K * K;
+            for (int slot = share.group; slot < rows.count; slot += share.groups) {
+                const int row = share.row(slot);
+                add_row(row, [&](const auto& take) {
+                    walk_wide<K>(weight, second, input, rows.first + row, columns, start, take);
+                });
+            }
+        } else if constexpr (K > 0) {
             const WindowTaps<K, FirstRow, Rows> taps(block.weight + channel * K * K);
-            const WindowInput<T, kPitch<T, D>> input{block.values + channel, block.zeros() + channel};
-            const bool second = channel + 1 < head_dim;
-            const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};
             for (int slot = share.group; slot < rows.count; slot += share.groups) {
                 const int row = share.row(slot);
                 add_row(row,
@@ -122,8 +152,12 @@ CK_DEVICE void write_output(const ForwardBlock<T, D>& block, const Chunk& chunk)
             output::add_window<T, D, 7, 0, 4, false>(block, rows, bias);
             output::add_window<T, D, 7, 4, 3, true>(block, rows, nullptr);
             break;
-        default:
+        case kWideWindow:
+            output::add_window<T, D, kWideWindow, 0, kWideWindow, true>(block, rows, bias);
+            break;
+        case 0:
             output::add_window<T, D, 0, 0, 0, true>(block, rows, nullptr);
+            break;
     }
     if (!block.arguments.paired_store) {
         sync_threads();

@@ -228,14 +228,9 @@ void forward(const ForwardArguments& arguments, Stream stream) {
     const ForwardLayout& layout = arguments.layout;
     const Dim3 grid{static_cast<unsigned>(shape.batch * shape.heads)};
     const int threads = layout.warps * kWarpSize;
-    switch (padded_head_dim(shape.head_dim)) {
-        case 32:
-            return launch<mix_forward_kernel<T, 32>>(grid, threads, layout.bytes, stream, arguments);
-        case 64:
-            return launch<mix_forward_kernel<T, 64>>(grid, threads, layout.bytes, stream, arguments);
-        default:
-            return launch<mix_forward_kernel<T, 128>>(grid, threads, layout.bytes, stream, arguments);
-    }
+    with_head_dim(shape.head_dim, [&]<int D>() {
+        launch<mix_forward_kernel<T, D>>(grid, threads, layout.bytes, stream, arguments);
+    });
 }
 
 }  // namespace

@@ -2,7 +2,11 @@
 // One head's tokens on their way between global and shared memory.
 #pragma once
 
+#include <stdexcept>
+#include <string>
+
 #include "common/device.h"
+#include "common/windows.h"
 #include "context_aggregation/params.h"
 
 namespace ck::cuda {
@@ -12,8 +16,41 @@ constexpr int kTile = 16;  // queries, or keys, of one step: the rows of mma.syn
 template <class F>
 constexpr F kLog2E = F(1.4426950408889634074);  // exponentials are of base 2
 
-// The channels of a head as they lie in shared memory; those from head_dim on are zeros.
-constexpr int padded_head_dim(int head_dim) { return head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : 128; }
+// The channels of a head as they lie in shared memory; those from head_dim on are zeros. 0: there are no such kernels.
+constexpr int padded_head_dim(int head_dim) {
+    return head_dim < 1 ? 0 : head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 0;
+}
+
+// A shape that the kernels take, or an exception that says what came.
+inline void check(const MixShape& shape) {
+    if (padded_head_dim(shape.head_dim) == 0) {
+        throw std::invalid_argument("head_dim: expected 1 to 128, got " + std::to_string(shape.head_dim));
+    }
+    const int height = shape.kernel_height, width = shape.kernel_width;
+    if ((height != 0 || width != 0) && !is_square_window(height, width)) {
+        throw std::invalid_argument("local_weight: expected a window of 3x3, 5x5, 7x7 or 11x11, got " +
+                                    std::to_string(height) + "x" + std::to_string(width));
+    }
+}
+
+// The taps per channel whose weights are in shared memory; none of the window whose weights are too many.
+constexpr int window_taps_in_shared_memory(const MixShape& shape) {
+    return shape.kernel_height == kWideWindow ? 0 : shape.kernel_height * shape.kernel_width;
+}
+
+// Calls function.operator()<D>() for the padded head_dim.
+template <class Function>
+void with_head_dim(int head_dim, const Function& function) {
+    switch (padded_head_dim(head_dim)) {
+        case 32:
+            return function.template operator()<32>();
+        case 64:
+            return function.template operator()<64>();
+        case 128:
+            return function.template operator()<128>();
+    }
+    throw std::invalid_argument("head_dim: expected 1 to 128, got " + std::to_string(head_dim));
+}
 
 // Elements from one row of D channels to the next: 16 bytes between rows put the eight rows that ldmatrix
 // reads at once into different banks.

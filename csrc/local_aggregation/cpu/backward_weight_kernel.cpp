@@ -16,11 +16,11 @@ namespace {
 constexpr int64_t kTaskBytes = 256 << 10;
 constexpr int64_t kLeastPixels = 64;
 
-// Adds grad_out · x to sum[kx] for kColumns pixels of a row. Columns of grad_out from `width` on do not
-// exist.
-template <int KernelWidth, class V, int Vectors, class T>
+// Adds grad_out · x to sum[kx] for kColumns pixels of a row and the taps whose first is `before` columns to the left.
+// Columns of grad_out from `width` on do not exist.
+template <int Width, class V, int Vectors, class T>
 CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, int64_t x_stride, int first,
-                           int width, V (&sum)[KernelWidth][Vectors]) {
+                           int before, int width, V (&sum)[Width][Vectors]) {
     constexpr int L = kLanesOf<V>;
     V grad[kColumns][Vectors];
 #pragma GCC unroll 8
@@ -31,28 +31,50 @@ CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, i
         }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kColumns + KernelWidth - 1; ++i) {
-        const int column = first + i - KernelWidth / 2;
+    for (int i = 0; i < kColumns + Width - 1; ++i) {
+        const int column = first + i - before;
         if (column < 0 || column >= width) continue;
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) {
             const V pixel = load<V>(x + column * x_stride + v * L);
 #pragma GCC unroll 8
-            for (int kx = 0; kx < KernelWidth; ++kx) {
+            for (int kx = 0; kx < Width; ++kx) {
                 if (i - kx >= 0 && i - kx < kColumns) sum[kx][v] += pixel * grad[i - kx][v];
             }
         }
     }
 }
 
+// Adds what a row of grad_out and one of x give to Width taps of a row of the window, the first of them `before` columns
+// left of its middle, to `sums`.
+template <int Width, class V, int Vectors, class T>
+CK_INLINE void add_taps(const DepthwiseBackwardWeight& params, const T* grad_out, const T* x, int before,
+                        Element<V>* sums, int64_t stride) {
+    constexpr int L = kLanesOf<V>;
+    const int width = params.shape.width;
+    V sum[Width][Vectors] = {};
+    for (int first = 0; first < width; first += kColumns) {
+        add_columns<Width>(grad_out, params.grad_out.column_stride, x, params.x.column_stride, first, before,
+                           width, sum);
+    }
+#pragma GCC unroll 8
+    for (int kx = 0; kx < Width; ++kx) {
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+            Element<V>* place = sums + kx * stride + v * L;
+            store(place, load<V>(place) + sum[kx][v]);
+        }
+    }
+}
+
 // The rows begin … end - 1 of the batch, counted image by image, for one group of channels; adds to `sums`
-// (taps + 1, stride), whose last row is the bias gradient.
-template <int KernelWidth, class V, int Vectors, class T>
+// (taps + 1, stride), whose last row is the bias gradient. Width is the window's, or kAnyWidth.
+template <int Width, class V, int Vectors, class T>
 void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, int channel,
               Element<V>* sums, int64_t stride) {
     constexpr int L = kLanesOf<V>;
     const DepthwiseShape& shape = params.shape;
-    const int64_t grad_stride = params.grad_out.column_stride, x_stride = params.x.column_stride;
+    const int64_t grad_stride = params.grad_out.column_stride;
     V bias[Vectors] = {};
     for (int64_t row = begin; row < end; ++row) {
         const int64_t batch = row / shape.height;
@@ -62,19 +84,11 @@ void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end,
             const int x_row = y + ky - shape.kernel_height / 2;
             if (x_row < 0 || x_row >= shape.height) continue;
             const T* x = params.x.row<const T>(batch, x_row) + channel;
-            V sum[KernelWidth][Vectors] = {};
-            for (int first = 0; first < shape.width; first += kColumns) {
-                add_columns<KernelWidth>(grad_out, grad_stride, x, x_stride, first, shape.width, sum);
-            }
-            Element<V>* target = sums + ky * KernelWidth * stride;
-#pragma GCC unroll 8
-            for (int kx = 0; kx < KernelWidth; ++kx) {
-#pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) {
-                    Element<V>* place = target + kx * stride + v * L;
-                    store(place, load<V>(place) + sum[kx][v]);
-                }
-            }
+            Element<V>* const target = sums + ky * shape.kernel_width * stride;
+            for_each_piece<Width>(shape.kernel_width, [&](auto piece, int first, int before) __attribute__((always_inline)) {
+                add_taps<decltype(piece)::value, V, Vectors>(params, grad_out, x, before,
+                                                             target + first * stride, stride);
+            });
         }
         // A sum of sums of rows, as for the weight: it loses less than one long sum.
         V row_sum[Vectors] = {};
@@ -85,29 +99,29 @@ void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end,
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) bias[v] += row_sum[v];
     }
-    Element<V>* target = sums + shape.kernel_height * KernelWidth * stride;
+    Element<V>* target = sums + shape.kernel_height * shape.kernel_width * stride;
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) store(target + v * L, bias[v]);
 }
 
 // All channels. A last vector that is not full is moved back to end with the channels: the sums it finds
 // there are set to zero and computed again.
-template <int KernelWidth, class T>
+template <int Width, class T>
 void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, Accumulator<T>* sums,
                   int64_t stride) {
     using A = Accumulator<T>;
     constexpr int L = kLanes<A>;
     constexpr int vectors = kVectorRegisters == 32 ? 2 : 1;
     const int channels = params.shape.channels;
-    const int64_t taps = params.shape.kernel_height * KernelWidth;
+    const int64_t taps = params.shape.kernel_height * params.shape.kernel_width;
     for (int64_t i = 0; i < (taps + 1) * stride; ++i) sums[i] = 0;
     int channel = 0;
     for (; channel + vectors * L <= channels; channel += vectors * L) {
-        add_rows<KernelWidth, Vec<A>, vectors, T>(params, begin, end, channel, sums + channel, stride);
+        add_rows<Width, Vec<A>, vectors, T>(params, begin, end, channel, sums + channel, stride);
     }
     if constexpr (vectors > 1) {
         if (channel + L <= channels) {
-            add_rows<KernelWidth, Vec<A>, 1, T>(params, begin, end, channel, sums + channel, stride);
+            add_rows<Width, Vec<A>, 1, T>(params, begin, end, channel, sums + channel, stride);
             channel += L;
         }
     }
@@ -115,10 +129,10 @@ void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t 
     if (channels >= L) {
         A* last = sums + channels - L;
         for (int64_t tap = 0; tap <= taps; ++tap) store(last + tap * stride, Vec<A>{});
-        add_rows<KernelWidth, Vec<A>, 1, T>(params, begin, end, channels - L, last, stride);
+        add_rows<Width, Vec<A>, 1, T>(params, begin, end, channels - L, last, stride);
     } else {
         for (; channel < channels; ++channel) {
-            add_rows<KernelWidth, Vec<A, 1>, 1, T>(params, begin, end, channel, sums + channel, stride);
+            add_rows<Width, Vec<A, 1>, 1, T>(params, begin, end, channel, sums + channel, stride);
         }
     }
 }
@@ -144,8 +158,10 @@ void backward_weight(const DepthwiseBackwardWeight& params, int threads) {
                 return add_channels<3, T>(params, begin, end, target, stride);
             case 5:
                 return add_channels<5, T>(params, begin, end, target, stride);
-            default:
+            case 7:
                 return add_channels<7, T>(params, begin, end, target, stride);
+            default:
+                return add_channels<kAnyWidth, T>(params, begin, end, target, stride);
         }
     });
     A* grad_weight = static_cast<A*>(params.grad_weight);

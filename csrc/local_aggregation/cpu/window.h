@@ -10,6 +10,24 @@ namespace ck::CK_ISA {
 // Pixels of a row that kernels work on together; 7 divides the usual widths 7, 14, 28, 56.
 constexpr int kColumns = 7;
 
+// In the place of a window's width that kernels are compiled for: any.
+constexpr int kAnyWidth = 0;
+
+// Calls function(Constant<width of a piece>{}, first column, how far that is left of the window's middle) for the whole
+// window or, for kAnyWidth, for every piece of one `width` columns wide: of seven as long as there are so many, then of
+// three and one.
+template <int Width, class Function>
+CK_INLINE void for_each_piece(int width, const Function& function) {
+    if constexpr (Width != kAnyWidth) {
+        function(Constant<Width>{}, 0, Width / 2);  // numbers that the compiler sees
+    } else {
+        int first = 0;
+        for (; first + 7 <= width; first += 7) function(Constant<7>{}, first, width / 2 - first);
+        for (; first + 3 <= width; first += 3) function(Constant<3>{}, first, width / 2 - first);
+        for (; first < width; ++first) function(Constant<1>{}, first, width / 2 - first);
+    }
+}
+
 template <class T>
 struct Window {
     const T* image;

@@ -7,34 +7,35 @@
 namespace ck::CK_ISA {
 namespace {
 
-// Adds the window around kColumns pixels from (y, x) on to `sum`, for Vectors vectors of channels from
-// `channel` on. What it adds to columns beyond the image is meaningless.
-template <int KernelWidth, class V, int Vectors, class T>
-CK_INLINE void add_window(const Window<T>& window, int y, int x, int channel, V (&sum)[kColumns][Vectors]) {
+// Adds the window's Width columns from `first` on, `before` columns left of its middle, around kColumns pixels from (y, x) on, to `sum`, for Vectors vectors
+// of channels from `channel` on. What it adds to columns beyond the image is meaningless.
+template <int Width, class V, int Vectors, class T>
+CK_INLINE void add_window(const Window<T>& window, int first, int before, int y, int x, int channel,
+                          V (&sum)[kColumns][Vectors]) {
     constexpr int L = kLanesOf<V>;
-    constexpr int before = KernelWidth / 2;
     for (int ky = 0; ky < window.kernel_height; ++ky) {
         const int row = y + ky - window.kernel_height / 2;
         if (row < 0 || row >= window.height) continue;
         const T* pixels = window.image + row * window.row_stride + channel;
-        const Accumulator<T>* weights = window.weight + ky * KernelWidth * window.weight_stride + channel;
-        V weight[KernelWidth][Vectors];
+        const Accumulator<T>* weights =
+            window.weight + (ky * window.kernel_width + first) * window.weight_stride + channel;
+        V weight[Width][Vectors];
 #pragma GCC unroll 8
-        for (int kx = 0; kx < KernelWidth; ++kx) {
+        for (int kx = 0; kx < Width; ++kx) {
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v)
                 weight[kx][v] = load<V>(weights + kx * window.weight_stride + v * L);
         }
         // Each pixel is read once and added to all columns whose window it is in.
 #pragma GCC unroll 16
-        for (int i = 0; i < kColumns + KernelWidth - 1; ++i) {
+        for (int i = 0; i < kColumns + Width - 1; ++i) {
             const int column = x + i - before;
             if (column < 0 || column >= window.width) continue;
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) {
                 const V pixel = load<V>(pixels + column * window.column_stride + v * L);
 #pragma GCC unroll 8
-                for (int kx = 0; kx < KernelWidth; ++kx) {
+                for (int kx = 0; kx < Width; ++kx) {
                     if (i - kx >= 0 && i - kx < kColumns) sum[i - kx][v] += weight[kx][v] * pixel;
                 }
             }
@@ -44,7 +45,7 @@ CK_INLINE void add_window(const Window<T>& window, int y, int x, int channel, V 
 
 // out = sums + bias + window for `columns` <= kColumns pixels from (y, x) on; `sums` (null: 0) and `out`
 // point at the first of them.
-template <int KernelWidth, class V, int Vectors, class T>
+template <int Width, class V, int Vectors, class T>
 CK_INLINE void window_block(const Window<T>& window, int y, int x, int columns, int channel,
                             const Accumulator<T>* sums, int64_t sums_stride, T* out, int64_t out_stride) {
     constexpr int L = kLanesOf<V>;
@@ -56,7 +57,9 @@ CK_INLINE void window_block(const Window<T>& window, int y, int x, int columns, 
             for (int v = 0; v < Vectors; ++v) sum[i][v] = load<V>(window.bias + channel + v * L);
         }
     }
-    add_window<KernelWidth>(window, y, x, channel, sum);
+    for_each_piece<Width>(window.kernel_width, [&](auto piece, int first, int before) __attribute__((always_inline)) {
+        add_window<decltype(piece)::value>(window, first, before, y, x, channel, sum);
+    });
 #pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i) {
         if (i >= columns) break;
@@ -70,7 +73,7 @@ CK_INLINE void window_block(const Window<T>& window, int y, int x, int columns, 
 }
 
 // The block above for all channels of a run of pixels in one row.
-template <int KernelWidth, class T>
+template <int Width, class T>
 void window_run(const Window<T>& window, int y, int x_begin, int x_end, const Accumulator<T>* sums,
                 int64_t sums_stride, T* out, int64_t out_stride) {
     using A = Accumulator<T>;
@@ -81,7 +84,7 @@ void window_run(const Window<T>& window, int y, int x_begin, int x_end, const Ac
         for (int x = x_begin; x < x_end; x += kColumns) {
             const int columns = x_end - x < kColumns ? x_end - x : kColumns;
             const int64_t first = x - x_begin;
-            window_block<KernelWidth, decltype(vector), decltype(count)::value>(
+            window_block<Width, decltype(vector), decltype(count)::value>(
                 window, y, x, columns, channel, sums ? sums + first * sums_stride : nullptr, sums_stride,
                 out + first * out_stride, out_stride);
         }
@@ -135,8 +138,11 @@ void window_pixels(const Window<T>& window, int64_t begin, int64_t end, const Ac
             case 5:
                 window_run<5>(window, y, x, x_end, sums, sums_stride, out, out_stride);
                 break;
-            default:
+            case 7:
                 window_run<7>(window, y, x, x_end, sums, sums_stride, out, out_stride);
+                break;
+            default:
+                window_run<kAnyWidth>(window, y, x, x_end, sums, sums_stride, out, out_stride);
         }
         const int64_t advance = x_end - x;
         if (sums) sums += advance * sums_stride;

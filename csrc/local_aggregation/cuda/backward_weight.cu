@@ -6,6 +6,7 @@
 #include "local_aggregation/cuda/kernels.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
+#include "local_aggregation/cuda/wide.h"
 
 namespace ck::cuda {
 namespace {
@@ -188,21 +189,28 @@ void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Str
                                                       access, partials);
     };
     access == 16 ? start.template operator()<true>() : start.template operator()<false>();
-    sum_partials(partials, tiling, kSums<K>, shape.channels, static_cast<float*>(params.grad_weight),
-                 static_cast<float*>(params.grad_bias), stream);
+    sum_partials(partials, tiling.parts(), tiling.padded_channels(), kSums<K>, shape.channels,
+                 static_cast<float*>(params.grad_weight), static_cast<float*>(params.grad_bias), stream);
 }
 
 }  // namespace
 
 size_t depthwise_backward_weight_workspace(const DepthwiseShape& shape, DType) {
+    check_window(shape);
     const int kernel = shape.kernel_height;
+    if (kernel == kWideWindow) return wide_backward_weight_workspace(shape);
     return partials_bytes(choose_tiling(shape, kernel, kFixedRows, kMostRows), kernel * kernel + 1);
 }
 
 void depthwise_backward_weight(const DepthwiseBackwardWeight& params, void* workspace, DType dtype,
                                Stream stream) {
-    with_type_and_window(dtype, params.shape,
-                         [&]<class T, int K>() { backward_weight<T, K>(params, workspace, stream); });
+    with_type_and_window(dtype, params.shape, [&]<class T, int K>() {
+        if constexpr (K == kWideWindow) {
+            wide_backward_weight<T>(params, workspace, stream);
+        } else {
+            backward_weight<T, K>(params, workspace, stream);
+        }
+    });
 }
 
 }  // namespace ck::cuda

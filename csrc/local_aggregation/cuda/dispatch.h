@@ -5,27 +5,35 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/windows.h"
 #include "local_aggregation/params.h"
 
 namespace ck::cuda {
 
-// Calls function.operator()<T, K>().
-template <class T, class Function>
-void with_window(const DepthwiseShape& shape, const Function& function) {
-    if (shape.kernel_height == shape.kernel_width) {
-        switch (shape.kernel_height) {
-            case 3:
-                return function.template operator()<T, 3>();
-            case 5:
-                return function.template operator()<T, 5>();
-            case 7:
-                return function.template operator()<T, 7>();
-        }
-    }
-    throw std::invalid_argument("kernel: expected 3x3, 5x5 or 7x7, got " +
+// An exception that says what came unless there are kernels for the window.
+inline void check_window(const DepthwiseShape& shape) {
+    if (is_square_window(shape.kernel_height, shape.kernel_width)) return;
+    throw std::invalid_argument("kernel: expected 3x3, 5x5, 7x7 or 11x11, got " +
                                 std::to_string(shape.kernel_height) + "x" +
                                 std::to_string(shape.kernel_width));
 }
+
+// Calls function.operator()<T, K>().
+template <class T, class Function>
+void with_window(const DepthwiseShape& shape, const Function& function) {
+    check_window(shape);
+    switch (shape.kernel_height) {
+        case 3:
+            return function.template operator()<T, 3>();
+        case 5:
+            return function.template operator()<T, 5>();
+        case 7:
+            return function.template operator()<T, 7>();
+        case kWideWindow:
+            return function.template operator()<T, kWideWindow>();
+    }
+}
+
 template <class Function>
 void with_type_and_window(DType dtype, const DepthwiseShape& shape, const Function& function) {
     switch (dtype) {

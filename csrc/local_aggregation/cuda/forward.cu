@@ -6,6 +6,7 @@
 #include "local_aggregation/cuda/kernels.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
+#include "local_aggregation/cuda/wide.h"
 
 namespace ck::cuda {
 namespace {
@@ -216,21 +217,28 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
     };
     access == 16 ? start.template operator()<true>() : start.template operator()<false>();
     if (!partials) return;
-    sum_partials(partials, tiling, kStatistics, params.shape.channels, static_cast<float*>(statistics.sum),
-                 static_cast<float*>(statistics.square_sum), stream);
+    sum_partials(partials, tiling.parts(), tiling.padded_channels(), kStatistics, params.shape.channels,
+                 static_cast<float*>(statistics.sum), static_cast<float*>(statistics.square_sum), stream);
 }
 
 }  // namespace
 
 size_t depthwise_forward_workspace(const DepthwiseShape& shape, DType, bool statistics) {
+    check_window(shape);
     if (!statistics) return 0;
+    if (shape.kernel_height == kWideWindow) return wide_forward_workspace(shape);
     return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatistics);
 }
 
 void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,
                        DType dtype, Stream stream) {
-    with_type_and_window(dtype, params.shape,
-                         [&]<class T, int K>() { forward<T, K>(params, statistics, workspace, stream); });
+    with_type_and_window(dtype, params.shape, [&]<class T, int K>() {
+        if constexpr (K == kWideWindow) {
+            wide_forward<T>(params, statistics, workspace, stream);
+        } else {
+            forward<T, K>(params, statistics, workspace, stream);
+        }
+    });
 }
 
 }  // namespace ck::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CUDA kernels of float32, bfloat16 and float16, for windows 3x3, 5x5 and 7x7. They start on the stream
+// The CUDA kernels of float32, bfloat16 and float16, for kSquareWindows. They start on the stream
 // and return. What they need beyond their parameters is a workspace in device memory, of so many bytes as the
 // function before tells (null for none); a kernel never allocates.
 #pragma once

@@ -30,11 +30,11 @@ sum_partials_kernel(const float* partials, int64_t count, int rows, int padded_c
 
 }  // namespace
 
-void sum_partials(const float* partials, const Tiling& tiling, int rows, int channels, float* first,
+void sum_partials(const float* partials, int64_t parts, int padded_channels, int rows, int channels, float* first,
                   float* second, Stream stream) {
     const Dim3 grid{static_cast<unsigned>(ceil_div(channels, kWarpSize) * rows)};
-    launch<sum_partials_kernel>(grid, kWarps * kWarpSize, 0, stream, partials, tiling.chunks * tiling.tiles,
-                                rows, tiling.groups * kGroupChannels, channels, first, second);
+    launch<sum_partials_kernel>(grid, kWarps * kWarpSize, 0, stream, partials, parts, rows, padded_channels,
+                                channels, first, second);
 }
 
 }  // namespace ck::cuda

@@ -32,7 +32,8 @@ struct Tiling {
     int chunks;        // of strips; a block has one chunk, one tile and one group
 
     constexpr int threads() const { return 32 * column_warps * walkers; }
-    constexpr int64_t blocks() const { return int64_t{chunks} * tiles * groups; }
+    constexpr int64_t parts() const { return int64_t{chunks} * tiles; }  // blocks of a group
+    constexpr int64_t blocks() const { return parts() * groups; }
     // Whole images need no halo rows: nothing lies above the first row and below the last one.
     constexpr bool whole_images() const { return strips == 1; }
     // Output columns that a walker covers.

@@ -11,15 +11,14 @@ from . import config as configs
 from .backward import backward_weight_kernel
 from .config import DepthwiseConfig
 from .forward import forward_kernel
+from .wide import wide_backward_weight_kernel, wide_forward_kernel
 
 __all__ = ["DepthwiseConfig", "backward_weight", "forward", "forward_with_statistics"]
 
 
-def tiles(config: DepthwiseConfig, kernel_h: int, kernel_w: int) -> dict:
-    """The constexpr and launch arguments that both kernels take."""
+def tiles(config: DepthwiseConfig) -> dict:
+    """The constexpr and launch arguments that all kernels take."""
     return {
-        "KERNEL_H": kernel_h,
-        "KERNEL_W": kernel_w,
         "COLUMNS": config.columns,
         "CHANNELS": config.channels,
         "num_warps": config.num_warps,
@@ -53,19 +52,23 @@ def _forward(
     inputs = (x, tap_major(weight), bias, out)
     sizes = (x.stride()[:3], images, height, width, num_channels)
 
+    wide = configs.is_wide(kernel_h, kernel_w)
+    window = (kernel_h, kernel_w) if wide else ()
+    kernel = wide_forward_kernel if wide else forward_kernel
+
     def options(config: DepthwiseConfig) -> dict:
-        return tiles(config, kernel_h, kernel_w)
+        return tiles(config) if wide else tiles(config) | {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
 
     candidates = configs.forward_config(images, height, width, num_channels, kernel_h * kernel_w)
     with device_of(x):
         # To the compiler a channel's sum is as good as the partial sums, whose number is that of the tiles.
-        arguments = (*inputs, statistics and statistics[0], *sizes, height)
-        config = fitting(lambda _: forward_kernel, candidates, arguments, options)
+        arguments = (*inputs, statistics and statistics[0], *sizes, height, *window)
+        config = fitting(lambda _: kernel, candidates, arguments, options)
         blocks = triton.cdiv(images * width, config.columns)
         strips = triton.cdiv(height, config.split)
         programs = blocks * strips * triton.cdiv(num_channels, config.channels)
         partial = statistics and statistics[0].new_empty((blocks * strips, 2, num_channels))
-        forward_kernel[(programs,)](*inputs, partial, *sizes, config.split, **options(config))
+        kernel[(programs,)](*inputs, partial, *sizes, config.split, *window, **options(config))
     for place, total in enumerate(statistics or ()):
         torch.sum(partial[:, place], dim=0, out=total)
 
@@ -76,14 +79,19 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
     _, kernel_h, kernel_w = grad_weight.shape
     sizes = (grad_out.stride()[:3], x.stride()[:3], images, height, width, num_channels)
 
+    wide = configs.is_wide(kernel_h, kernel_w)
+    window = (kernel_h, kernel_w) if wide else ()
+    kernel = wide_backward_weight_kernel if wide else backward_weight_kernel
+
     def options(config: DepthwiseConfig) -> dict:
-        return tiles(config, kernel_h, kernel_w)
+        return tiles(config) if wide else tiles(config) | {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
 
     candidates = configs.backward_config(images, width, num_channels, kernel_h * kernel_w)
     with device_of(x):
-        config = fitting(lambda _: backward_weight_kernel, candidates, (grad_out, x, grad_bias, *sizes, 1), options)
-        partial = grad_weight.new_empty((config.split, kernel_h * kernel_w + 1, num_channels))
-        programs = config.split * triton.cdiv(num_channels, config.channels)
-        backward_weight_kernel[(programs,)](grad_out, x, partial, *sizes, config.split, **options(config))
+        config = fitting(lambda _: kernel, candidates, (grad_out, x, grad_bias, *sizes, 1, *window), options)
+        sums = kernel_h * kernel_w + 1
+        partial = grad_weight.new_empty((config.split, sums, num_channels))
+        programs = config.split * triton.cdiv(num_channels, config.channels) * (sums if wide else 1)
+        kernel[(programs,)](grad_out, x, partial, *sizes, config.split, *window, **options(config))
         torch.sum(partial[:, :-1], dim=0, out=grad_weight.flatten(1).t())
         torch.sum(partial[:, -1], dim=0, out=grad_bias)

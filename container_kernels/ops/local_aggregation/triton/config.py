@@ -19,6 +19,11 @@ class DepthwiseConfig:
     split: int
 
 
+def is_wide(kernel_h: int, kernel_w: int) -> bool:
+    """Whether the taps of a thread's channels are more than its registers hold beside the sums."""
+    return max(kernel_h, kernel_w) > 7
+
+
 def tiles(num_channels: int, taps: int) -> list[tuple[int, int, int]]:
     """(columns, channels, num_warps) of candidates, best first: two channels a thread, at last one.
 

@@ -1,0 +1,51 @@
+"""Limits that stand in Python and in C++ agree, and what is beyond them is refused where the kernels are called."""
+
+import pytest
+import torch
+from backends import DEVICES
+
+from container_kernels import _extension
+from container_kernels.ops import cuda_launch
+from container_kernels.ops.context_aggregation.backends import CUDA_HEAD_DIMS
+from container_kernels.ops.validation import MAX_WINDOW
+
+
+@pytest.fixture
+def cuda_module():
+    if DEVICES["cuda"] == "cuda":
+        return _extension.cuda, torch.cuda.current_device()
+    return _extension.load_cuda_host(), -1
+
+
+def test_windows(cuda_module):
+    module, _ = cuda_module
+    assert tuple(module.square_windows) == cuda_launch.WINDOWS
+    assert _extension.cpu.max_window == MAX_WINDOW == cuda_launch.WINDOWS[-1]
+    with pytest.raises(ValueError, match="window: expected at most 11×11, got 13×3"):
+        cuda_launch.compiled_window(13, 3)
+
+
+@pytest.mark.parametrize("window", [(1, 1), (9, 9), (3, 5), (13, 13), (0, 3)])
+def test_cuda_kernels_name_a_window_that_is_not_compiled(cuda_module, window):
+    module, index = cuda_module
+    code = _extension.DTYPE_CODES[torch.float32]
+    given = "{}x{}".format(*window)
+    for ask in (module.depthwise_forward_workspace, module.depthwise_backward_weight_workspace):
+        arguments = (code, index, (1, 4, 4, 8), window, *([True] if ask is module.depthwise_forward_workspace else []))
+        with pytest.raises(ValueError, match=f"expected 3x3, 5x5, 7x7 or 11x11, got {given}"):
+            ask(*arguments)
+    for ask in (module.mix_forward_shared_memory, module.mix_backward_shared_memory):
+        with pytest.raises(ValueError, match=f"expected a window of 3x3, 5x5, 7x7 or 11x11, got {given}"):
+            ask(code, (1, 16, 1, 8), (4, 4, *window))
+
+
+def test_cuda_head_dims(cuda_module):
+    module, _ = cuda_module
+    code, most = _extension.DTYPE_CODES[torch.bfloat16], CUDA_HEAD_DIMS[-1]
+    for ask in (module.mix_forward_shared_memory, module.mix_backward_shared_memory):
+        needed = [ask(code, (1, 16, 1, head_dim), (4, 4, 0, 0)) for head_dim in range(1, most + 1)]
+        steps = [head_dim for head_dim in range(1, most) if needed[head_dim - 1] != needed[head_dim]]
+        assert steps == list(CUDA_HEAD_DIMS[:-1])
+        for head_dim in (0, most + 1):
+            with pytest.raises(ValueError, match=f"head_dim: expected 1 to {most}, got {head_dim}"):
+                ask(code, (1, 16, 1, head_dim), (4, 4, 0, 0))
