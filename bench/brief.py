@@ -95,7 +95,7 @@ def wrong(*reports: dict) -> list[str]:
 
 
 def notes(*reports: dict) -> list[str]:
-    """What was not measured and why, a problem that was begun and not ended first."""
+    """Reasons for what was not measured, a problem that was begun and not ended first."""
     begun = [f"{report['begun']}: begun and not ended" for report in reports if report.get("begun")]
     return [*begun, *(note for report in reports for note in report["notes"])]
 

@@ -20,7 +20,7 @@ QUERY = ("name", "compute_cap", "memory.total", "driver_version", "clocks.sm", "
 
 
 def gpu_facts() -> dict[str, str]:
-    """What nvidia-smi knows of the first GPU, without importing torch; empty where there is none."""
+    """Facts that nvidia-smi has of the first GPU, without importing torch; empty where there is none."""
     if not shutil.which("nvidia-smi"):
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
@@ -31,7 +31,7 @@ def gpu_facts() -> dict[str, str]:
 
 
 def shipped_arch(compute_capability: str, archs: str) -> str:
-    """What of a list such as "80+100+PTX;90a" an install would run on a GPU of this compute capability, as such a list.
+    """The part of a list such as "80+100+PTX;90a" that an install would run on a GPU of this compute capability.
 
     Machine code runs on its own major version from its minor version on, on exactly its own version where it has a
     letter; PTX, of the first of an entry, is compiled by the driver for everything later. Code that is joined to

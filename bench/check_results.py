@@ -26,7 +26,7 @@ _DTYPES = ("tf32", "float32", "float16", "bfloat16", "float64")
 
 
 class Results:
-    """What the steps of one stage did.
+    """Results of the steps of one stage.
 
     Args:
         folder: gets `results-STAGE.tar.gz` and `summary-STAGE.md`, nothing else.
@@ -66,7 +66,7 @@ class Results:
         _replace(self.folder / f"results-{self.stage}.tar.gz", self._archive())
 
     def summary(self) -> str:
-        """What was found, in few enough characters to be the end of a remote command's output."""
+        """Findings, in few enough characters to be the end of a remote command's output."""
         reports = self.reports()
         wrong, notes = brief.wrong(*reports), brief.notes(*reports)
         furthest = "; ".join(brief.furthest_from_prediction(*reports))
@@ -157,7 +157,7 @@ def test_outcomes(log: str) -> dict[str, str]:
 
 
 def collected(log: str) -> int:
-    """How many tests pytest was going to run, with workers or without; 0 where it did not come so far."""
+    """Number of tests that pytest was going to run, with workers or without; 0 where it did not come so far."""
     counts = re.findall(r"\[(\d+) items?\]|(\d+) selected$|^collected (\d+) items?$", log, re.MULTILINE)
     return int(next(filter(None, counts[-1]))) if counts else 0
 

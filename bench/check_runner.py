@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from check_results import Results
-from check_steps import Setting, Step, groups, time_for
+from check_steps import NOT_RUN, Setting, Step, groups, time_for
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds between asking a step to end and ending it: pytest prints what failed, a table has written its rows.
@@ -23,7 +23,7 @@ KEPT_LEAST = 2 * GRACE
 # Between two archives while a step runs.
 SAVE_EVERY = 10
 # Ends of a process that are its own: done, done and something is wrong, not to be done here. Any other is a crash.
-STATES = {0: "ok", 1: "FAILED (1)", 77: "NOT RUN"}
+STATES = {0: "ok", 1: "FAILED (1)", NOT_RUN: "NOT RUN"}
 
 
 @dataclass

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Exit status of a step that had nothing to run here; neither a result nor a failure.
+NOT_RUN = 77
 # The cores that expected seconds are for.
 CORES = 16
 # Seconds of each stage. One call may take 10 and 5 minutes, of which the way in and out needs some.
@@ -149,13 +151,13 @@ def _device(setting: Setting) -> tuple[str, ...]:
 
 def _tests(setting: Setting, name: str, what: str, expected: int, limit: int) -> Step:
     arguments = pytest_arguments(name)
-    if setting.rehearsal:
-        what = "only collects: " + what if name == "tests-cuda" else "one file of: " + what
     if not setting.rehearsal:
         arguments += ["-n", str(setting.cores), "--max-worker-restart", "64"]
     elif name == "tests-cuda":
+        what = f"only collects: {what}"
         arguments.append("--collect-only")
     else:
+        what = f"one file of: {what}"
         arguments[-1] = "tests/ops/test_triton_tiles.py"
     return Step(name, what, ("-m", "pytest", *arguments), expected, limit, threads=1)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from check_steps import NOT_RUN  # noqa: E402
+
 from builder import nvcc  # noqa: E402
 from builder.commands import CannotBuild  # noqa: E402
 from builder.cuda import build_program  # noqa: E402
 from builder.graph import locked  # noqa: E402
 from builder.project import env  # noqa: E402
 
-# Exit status of a program that had nothing to run; neither a result nor a failure.
-NOT_RUN = 77
 SOURCE = ROOT / "tests" / "device" / "run_kernels.cu"
 
 

@@ -2,7 +2,6 @@
 // Python bindings of the CPU kernels: pointers, sizes and strides in, nothing else. The caller has checked
 // them.
 #include "bindings.h"
-#include "common/windows.h"
 #include "context_aggregation/cpu/kernels.h"
 #include "cpu/isa.h"
 #include "fused_mlp/cpu/kernels.h"
@@ -138,7 +137,6 @@ PYBIND11_MODULE(_C_cpu, module) {
     module.def("isa", &ck::isa_name, "The instruction set level that the kernels run with.");
     module.def("supported_isas", &ck::supported_isas,
                "The levels that can run here, from the lowest to the highest.");
-    module.attr("max_window") = ck::kMaxWindow;
     module.def("set_isa", &ck::set_isa, py::arg("name"), "Choose the level, for tests and debugging.");
 
     const auto without_gil = py::call_guard<py::gil_scoped_release>();

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _extension
+from .validation import MAX_WINDOW
 
 # Windows (square) that the kernels are compiled for (csrc/common/windows.h).
-WINDOWS = (3, 5, 7, 11)
+WINDOWS = (3, 5, 7, MAX_WINDOW)
 
 
 def place(tensor: Tensor) -> tuple[ModuleType, int, int]:

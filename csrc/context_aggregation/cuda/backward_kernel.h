@@ -219,6 +219,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         mix.grad_v.token_stride,
         arguments.output_access,
         arguments.local.weight ? partials + shape.heads + first_channel * (arguments.taps() + 1) : nullptr};
+    static_assert(kSquareWindows.size() == 4, "a case for every window");
     switch (shape.kernel_height) {
         case 3:
             return local_backward<3, T, D>(local);

@@ -141,6 +141,7 @@ CK_DEVICE void write_output(const ForwardBlock<T, D>& block, const Chunk& chunk)
     const float* bias = static_cast<const float*>(mix.local_bias);
     if (bias) bias += static_cast<int64_t>(block.head) * shape.head_dim;
     const output::ChunkRows rows(chunk, shape);
+    static_assert(kSquareWindows.size() == 4, "a case for every window");
     switch (shape.kernel_height) {
         case 3:
             output::add_window<T, D, 3, 0, 3, true>(block, rows, bias);

@@ -27,10 +27,7 @@ inline void check(const MixShape& shape) {
         throw std::invalid_argument("head_dim: expected 1 to 128, got " + std::to_string(shape.head_dim));
     }
     const int height = shape.kernel_height, width = shape.kernel_width;
-    if ((height != 0 || width != 0) && !is_square_window(height, width)) {
-        throw std::invalid_argument("local_weight: expected a window of 3x3, 5x5, 7x7 or 11x11, got " +
-                                    std::to_string(height) + "x" + std::to_string(width));
-    }
+    if (height != 0 || width != 0) check_square_window(height, width);
 }
 
 // The taps per channel whose weights are in shared memory; none of the window whose weights are too many.

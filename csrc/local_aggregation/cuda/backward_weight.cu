@@ -196,7 +196,7 @@ void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Str
 }  // namespace
 
 size_t depthwise_backward_weight_workspace(const DepthwiseShape& shape, DType) {
-    check_window(shape);
+    check_square_window(shape.kernel_height, shape.kernel_width);
     const int kernel = shape.kernel_height;
     if (kernel == kWideWindow) return wide_backward_weight_workspace(shape);
     return partials_bytes(choose_tiling(shape, kernel, kFixedRows, kMostRows), kernel * kernel + 1);

@@ -3,25 +3,16 @@
 #pragma once
 
 #include <stdexcept>
-#include <string>
 
 #include "common/windows.h"
 #include "local_aggregation/params.h"
 
 namespace ck::cuda {
 
-// An exception that says what came unless there are kernels for the window.
-inline void check_window(const DepthwiseShape& shape) {
-    if (is_square_window(shape.kernel_height, shape.kernel_width)) return;
-    throw std::invalid_argument("kernel: expected 3x3, 5x5, 7x7 or 11x11, got " +
-                                std::to_string(shape.kernel_height) + "x" +
-                                std::to_string(shape.kernel_width));
-}
-
 // Calls function.operator()<T, K>().
 template <class T, class Function>
 void with_window(const DepthwiseShape& shape, const Function& function) {
-    check_window(shape);
+    check_square_window(shape.kernel_height, shape.kernel_width);
     switch (shape.kernel_height) {
         case 3:
             return function.template operator()<T, 3>();
@@ -32,6 +23,7 @@ void with_window(const DepthwiseShape& shape, const Function& function) {
         case kWideWindow:
             return function.template operator()<T, kWideWindow>();
     }
+    throw std::logic_error("window: kSquareWindows has one without a case here");
 }
 
 template <class Function>

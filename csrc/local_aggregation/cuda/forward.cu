@@ -224,7 +224,7 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
 }  // namespace
 
 size_t depthwise_forward_workspace(const DepthwiseShape& shape, DType, bool statistics) {
-    check_window(shape);
+    check_square_window(shape.kernel_height, shape.kernel_width);
     if (!statistics) return 0;
     if (shape.kernel_height == kWideWindow) return wide_forward_workspace(shape);
     return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatistics);

@@ -65,6 +65,22 @@ struct WideWarp {
         if (second) pixel[1] = pair.data[1];
     }
 
+    // Calls add(dx, i, value) for every value of an image row and every pixel i of the run from x on that sees it by the
+    // column dx of the window.
+    template <class T, class Add>
+    CK_DEVICE void for_each_value(const T* pixels, int64_t stride, int x, int width, Add add) const {
+        CK_UNROLL
+        for (int i = 0; i < kColumns + K - 1; ++i) {
+            const int column = x + i - K / 2;
+            if (!is_inside(column, width)) continue;
+            const Float2 value = read(pixels + column * stride);
+            CK_UNROLL
+            for (int dx = 0; dx < K; ++dx) {
+                if (i - dx >= 0 && i - dx < kColumns) add(dx, i - dx, value);
+            }
+        }
+    }
+
     // Calls visit(image, row, first column, columns) for every run.
     template <class Visit>
     CK_DEVICE void for_each_run(const WideTiling& tiling, const DepthwiseShape& shape, Visit visit) const {
@@ -126,17 +142,9 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
             Float2 taps[K];
             CK_UNROLL
             for (int dx = 0; dx < K; ++dx) taps[dx] = {filter[dx], filter[K * K + dx]};
-            CK_UNROLL
-            for (int i = 0; i < kColumns + K - 1; ++i) {
-                const int column = x + i - K / 2;
-                if (!is_inside(column, shape.width)) continue;
-                const Float2 value = place.read(pixels + column * params.x.column_stride);
-                CK_UNROLL
-                for (int dx = 0; dx < K; ++dx) {
-                    const int out = i - dx;
-                    if (out >= 0 && out < kColumns) sums[out] = multiply_add(value, taps[dx], sums[out]);
-                }
-            }
+            place.for_each_value(pixels, params.x.column_stride, x, shape.width, [&](int dx, int i, Float2 value) {
+                sums[i] = multiply_add(value, taps[dx], sums[i]);
+            });
         }
         T* const out = params.out.row<T>(image, y) + x * params.out.column_stride + place.first_channel + place.channel;
         Float2 run_sum{0, 0}, run_square_sum{0, 0};  // short sums keep the rounding errors small
@@ -183,17 +191,9 @@ wide_backward_weight_kernel(DepthwiseBackwardWeight params, WideTiling tiling, f
         const int row = y + dy - K / 2;
         if (!is_inside(row, shape.height)) return;
         const T* const pixels = params.x.row<const T>(image, row) + channel;
-        CK_UNROLL
-        for (int i = 0; i < kColumns + K - 1; ++i) {
-            const int column = x + i - K / 2;
-            if (!is_inside(column, shape.width)) continue;
-            const Float2 value = place.read(pixels + column * params.x.column_stride);
-            CK_UNROLL
-            for (int dx = 0; dx < K; ++dx) {
-                const int out = i - dx;
-                if (out >= 0 && out < kColumns) sums[dx] = multiply_add(value, grad_out[out], sums[dx]);
-            }
-        }
+        place.for_each_value(pixels, params.x.column_stride, x, shape.width, [&](int dx, int i, Float2 value) {
+            sums[dx] = multiply_add(value, grad_out[i], sums[dx]);
+        });
     });
     CK_UNROLL
     for (int dx = 0; dx < K; ++dx) leave_sums(room, place, tiling, sums[dx], dy * K + dx, kSums, partials);
