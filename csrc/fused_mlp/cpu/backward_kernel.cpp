@@ -74,9 +74,8 @@ void differentiate(Panel<Accumulator<T>> hidden, Panel<Accumulator<T>> grad, int
             Accumulator<T>* const place = hidden.from(unit).data + token;
             Accumulator<T>* const grad_place = grad.from(unit).data + token;
             const V x = load<V>(place) + bias[unit];
-            const V distribution = normal_distribution(x);
-            store(place, rounded<T>(x * distribution));
-            store(grad_place, load<V>(grad_place) * gelu_derivative(x, distribution));
+            store(place, rounded<T>(gelu(x)));
+            store(grad_place, load<V>(grad_place) * gelu_derivative(x));
         }
     }
 }

@@ -19,8 +19,7 @@ void activate(Panel<Accumulator<T>> hidden, int64_t rows, int vectors, const Acc
     for (int64_t row = 0; row < rows; ++row) {
         for (int v = 0; v < vectors; ++v) {
             Accumulator<T>* place = hidden.from(row).data + v * kLanesOf<V>;
-            const V x = load<V>(place) + bias[row];
-            store(place, rounded<T>(x * normal_distribution(x)));
+            store(place, rounded<T>(gelu<V>(load<V>(place) + bias[row])));
         }
     }
 }
