@@ -15,8 +15,8 @@ _HALF = (torch.bfloat16, torch.float16)
 
 class Row(NamedTuple):
     device_type: str
-    # One or several; None: any op.
-    op: str | None
+    # None: any op.
+    ops: tuple[str, ...] | None
     order: tuple[str, ...]
     because: str
     # Of the mix: dtypes and the most tokens it holds for; None: any.
@@ -31,19 +31,19 @@ class Row(NamedTuple):
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
         dtypes += " as TF32" if self.tf32 else ""
         tokens = f"N <= {self.max_tokens}" if self.max_tokens else ""
-        return "; ".join(filter(None, [f"{self.op or 'any op'} on {self.device_type}", dtypes, tokens]))
+        return "; ".join(filter(None, [f"{', '.join(self.ops or ('any op',))} on {self.device_type}", dtypes, tokens]))
 
 
 ROWS = (
     Row(
         "cuda",
-        "local_aggregation",
+        ("local_aggregation",),
         ("cuda", "triton"),
         "prediction: bound by memory; a row that is read once and slides through registers beats k² taps from L1",
     ),
     Row(
         "cuda",
-        "context_aggregation",
+        ("context_aggregation",),
         ("cuda", "triton"),
         "prediction: a block reads q, k, v once and takes the local term from shared memory, not k² times from cache",
         dtypes=_HALF,
@@ -51,28 +51,28 @@ ROWS = (
     ),
     Row(
         "cuda",
-        "context_aggregation",
+        ("context_aggregation",),
         ("triton", "cuda"),
         "prediction: rows this long fill a multiprocessor with one block; tiles of keys leave room for several",
         dtypes=_HALF,
     ),
     Row(
         "cuda",
-        "context_aggregation",
+        ("context_aggregation",),
         ("triton", "cuda"),
         "prediction: bound by multiplications, which TF32, where torch allows it, puts on tensor cores in triton only",
         dtypes=(torch.float32,),
     ),
     Row(
         "cuda",
-        "fused_mlp, projection",
+        ("fused_mlp", "projection"),
         ("triton",),
         "prediction: no pass for residual and statistics; the hidden layer stays on chip, or at least is not kept",
         dtypes=_HALF,
     ),
     Row(
         "cuda",
-        "fused_mlp, projection",
+        ("fused_mlp", "projection"),
         ("triton",),
         "prediction: the same, where float32 has tensor cores",
         dtypes=(torch.float32,),
@@ -80,13 +80,15 @@ ROWS = (
     ),
     Row(
         "cuda",
-        "fused_mlp, projection",
+        ("fused_mlp", "projection"),
         ("reference",),
         "prediction: without tensor cores cuBLAS multiplies best",
         dtypes=(torch.float32,),
     ),
-    Row("cuda", "fold_norm", ("triton",), "prediction: one launch instead of a dozen on small tensors"),
-    Row("cuda", "statistics", ("triton",), "prediction: one pass over three tensors instead of three over wider ones"),
+    Row("cuda", ("fold_norm",), ("triton",), "prediction: one launch instead of a dozen on small tensors"),
+    Row(
+        "cuda", ("statistics",), ("triton",), "prediction: one pass over three tensors instead of three over wider ones"
+    ),
     Row("cpu", None, ("cpu",), "measured: bench/results"),
 )
 
@@ -96,7 +98,7 @@ def order(op: str, tensor: Tensor) -> tuple[str, ...]:
     for row in ROWS:
         if (
             row.device_type == tensor.device.type
-            and (row.op is None or op in row.op.split(", "))
+            and (row.ops is None or op in row.ops)
             and (row.dtypes is None or tensor.dtype in row.dtypes)
             and (row.max_tokens is None or tensor.shape[1] <= row.max_tokens)
             and (row.tf32 is None or row.tf32 == _allows_tf32())

@@ -70,6 +70,14 @@ def test_tiles_cover_every_problem(dtype):
                     assert size & (size - 1) == 0, launch
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_small_tiles_of_narrow_heads_load_16_bytes_per_thread(precision):
+    for n in range(1, 1000):
+        backward = config.backward_config(n, 16, torch.float32, precision)
+        for tile in (*config.forward_config(n, 16, torch.float32, precision), *backward.query, *backward.key):
+            assert max(tile.block_m, tile.block_n) * 16 * 4 >= tile.num_warps * 32 * 16, tile
+
+
 @pytest.mark.parametrize("tokens", [784, 1050, 3136])
 @pytest.mark.parametrize("head_dim", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -10,10 +10,10 @@ from ..._extension import DTYPE_CODES
 from ..backend import why_not_here
 from ..cuda_launch import place_on
 
-# Beyond it a head no longer fits the kernels' on-chip tiles.
-MAX_HEAD_DIM = 256
 # The CUDA kernels' head dimensions; others are filled up to the next of them.
 CUDA_HEAD_DIMS = (32, 64, 128)
+# Beyond it a head no longer fits the kernels' on-chip tiles.
+MAX_HEAD_DIM = {"cpu": 256, "triton": 256, "cuda": CUDA_HEAD_DIMS[-1]}
 
 
 def why_not(name: str, v: Tensor, dynamic: bool, dense: bool) -> str | None:
@@ -25,7 +25,7 @@ def why_not(name: str, v: Tensor, dynamic: bool, dense: bool) -> str | None:
     if name == "reference" or not dynamic:
         return why_not_here(name, v)
     tokens, head_dim = v.shape[1], v.shape[3]
-    limit = CUDA_HEAD_DIMS[-1] if name == "cuda" else MAX_HEAD_DIM
+    limit = MAX_HEAD_DIM[name]
     if head_dim > limit:
         return f"it takes head_dim up to {limit}, got {head_dim}"
     if name == "cuda" and dense:

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from ...triton_tiles import BYTES_PER_WARP, kind, padded
+
 # Row kernels hold keys × head_dim elements of each operand and accumulator in the registers of at most 8 warps:
 # 8192 is 32 a thread. A longer or wider head is cut into tiles of keys.
 MAX_ROW_ELEMENTS = 8192
@@ -115,11 +117,6 @@ KEY = {
 }
 
 
-def padded(size: int) -> int:
-    """The power of two that holds `size` and that a tensor core accepts."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
 def warps(elements: int) -> int:
     """A power of two between 1 and 8."""
     return min(8, max(1, elements))
@@ -146,12 +143,23 @@ def tiled(
 ) -> list[tuple[int, int, int, int, int]]:
     """Candidates of a table for n tokens: those which waste little in their order, then the others by their waste.
 
+    A small tile of narrow heads takes fewer warps than the table says, so that its threads load 16 bytes each.
+
     `owned`: which of (block_m, block_n) a program has one tile of, by position.
     """
-    kind = precision if dtype == torch.float32 else "half"
-    candidates = table[kind][max(32, padded(head_dim))]
+    block_d = padded(head_dim)
+    candidates = table[kind(dtype, precision)][max(32, block_d)]
     best_first = sorted(candidates, key=lambda tile: max(MAX_WASTE, waste(n, tile[owned], tile[1 - owned])))
-    return [(*tile, tail(n, tile[1 - owned])) for tile in best_first]
+    return [
+        (
+            block_m,
+            block_n,
+            min(num_warps, max(1, max(block_m, block_n) * block_d * dtype.itemsize // BYTES_PER_WARP)),
+            num_stages,
+            tail(n, (block_m, block_n)[1 - owned]),
+        )
+        for block_m, block_n, num_warps, num_stages in best_first
+    ]
 
 
 @lru_cache(maxsize=1024)

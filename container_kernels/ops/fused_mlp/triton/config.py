@@ -8,8 +8,11 @@ from functools import lru_cache
 
 import torch
 
-from ...projection.triton.config import ProductConfig, kind, padded
+from ...projection.triton.config import ProductConfig
+from ...triton_tiles import kind, padded
 
+# The most channels, in and out, with which the hidden layer stays on chip: `on_chip` says why.
+MAX_CHANNELS_ON_CHIP = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
 # Two for each of an H100's 132 multiprocessors, all resident at once; each writes partial sums of its own.
 WANTED_PROGRAMS = 264
 
@@ -88,7 +91,7 @@ def on_chip(channels: int, out_channels: int, dtype: torch.dtype) -> bool:
     of 64 units, no longer fit the registers: 128 channels is what does, 64 in float32. Channels that pad badly lose up
     to half of the multiplications and still win by bytes.
     """
-    return max(channels, out_channels) <= (64 if dtype == torch.float32 else 128)
+    return max(channels, out_channels) <= MAX_CHANNELS_ON_CHIP[dtype]
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from ...triton_tiles import kind, padded
+
 # Columns that exist in no matrix, as a part of those that do: what a tile of 128 columns may pad.
 MAX_WASTE = 0.1
 
@@ -22,16 +24,6 @@ class ProductConfig:
     block_k: int
     num_warps: int
     num_stages: int
-
-
-def padded(size: int) -> int:
-    """The power of two that holds `size` and that a tensor core accepts."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-def kind(dtype: torch.dtype, precision: str) -> str:
-    """Kind of product: "half", "tf32" or "ieee", which alone has no tensor cores."""
-    return precision if dtype == torch.float32 else "half"
 
 
 def columns_per_tile(columns: int) -> int:
@@ -56,7 +48,7 @@ def product_config(channels: int, out_channels: int, dtype: torch.dtype, precisi
         tiles = ((64, 64, 16, 8, 2), (64, 32, 16, 4, 2), (32, 32, 16, 4, 2), (16, 16, 16, 4, 1))
         return tuple(ProductConfig(*tile) for tile in tiles)
     block_n = columns_per_tile(out_channels)
-    block_k = min(64 if how == "half" else 32, padded(channels))
+    block_k = min({"half": 64, "tf32": 32}[how], padded(channels))
     steps = -(-channels // block_k)
     if steps <= 2:
         num_warps = 8 if steps == 1 and block_n == 64 else 4
