@@ -10,7 +10,6 @@ Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network"
 
 from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
-from .ops import flops as _flops  # noqa: F401 - tells torch's FLOP counter of the operators
 from .ops.backend import usable_backends, use_backend
 from .ops.context_aggregation import context_aggregation
 from .ops.fused_mlp import fused_mlp

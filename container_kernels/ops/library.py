@@ -8,9 +8,11 @@ shows what ran. Definitions need torch alone; a backend's code is imported by th
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "container_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -18,13 +20,35 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 _poison_outputs = False
 
 
-def define(signature: str, kernel: Callable, fake: Callable, device_types: tuple[str, ...]) -> None:
-    """Register operator `signature` with its `kernel` on each device type and its `fake` for tracing."""
+# How the schema language of torch calls the types of a named tuple's fields.
+_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", float: "float", bool: "bool"}
+
+
+def define(
+    signature: str,
+    kernel: Callable,
+    fake: Callable,
+    device_types: tuple[str, ...],
+    flops: Callable[..., int] | None = None,
+) -> None:
+    """Register operator `signature` with its `kernel` on each device type and its `fake` for tracing.
+
+    `flops`: of the arguments, shapes in the place of tensors: what the operator multiplies, whatever the
+    implementation, two for a multiply-add, as torch counts its own. None: it multiplies no matrices and no filters.
+    """
     name = signature.split("(")[0]
     LIBRARY.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
     for device_type in device_types:
         LIBRARY.impl(name, kernel, device_type.upper())
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    if flops is not None:
+        register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
+
+
+def parameters_of(inputs: type, skip: tuple[str, ...] = ()) -> str:
+    """The fields of the named tuple `inputs`, but for those of `skip`, as parameters of an operator."""
+    fields = get_type_hints(inputs).items()
+    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields if name not in skip)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

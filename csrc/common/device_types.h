@@ -23,5 +23,7 @@ struct alignas(sizeof(T) * N) Vec {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWarpSize = 32;
+// What every GPU of compute capability 8.0 and up launches along the second and third axis of a grid.
+constexpr unsigned kMaxBlocksYZ = 65535;
 
 }  // namespace ck

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/device_types.h"
 #include "common/runtime.h"
 #include "host/block.h"
 
@@ -19,7 +20,6 @@ std::atomic<ThreadOrder> thread_order = ThreadOrder::ascending;
 
 // What every GPU of compute capability 8.0 and up allows.
 constexpr int kMostThreads = 1024;
-constexpr unsigned kMostBlocksYZ = 65535;
 
 void check(const Launch& launch) {
     const auto refuse = [&](const std::string& why) {
@@ -29,7 +29,7 @@ void check(const Launch& launch) {
         refuse("a block has 1 to 1024 threads, got " + std::to_string(launch.threads));
     }
     for (int axis = 0; axis < 3; ++axis) {
-        const unsigned most = axis == 0 ? 0x7fffffffu : kMostBlocksYZ;
+        const unsigned most = axis == 0 ? 0x7fffffffu : kMaxBlocksYZ;
         if (launch.grid[axis] < 1 || launch.grid[axis] > most) {
             refuse("axis " + std::to_string(axis) + " of the grid has 1 to " + std::to_string(most) +
                    " blocks, got " + std::to_string(launch.grid[axis]));

@@ -12,6 +12,7 @@ from container_kernels import (
     local_aggregation_with_statistics,
     use_backend,
 )
+from container_kernels.ops.context_aggregation.inputs import MixInputs
 from container_kernels.testing import MixCase
 
 CASES = [MixCase(), MixCase(kernel=None), MixCase(dense=True, kernel=(3, 3), heads=1), MixCase(batch=0, packed=False)]
@@ -29,19 +30,12 @@ def mix_arguments(case, backend, grad):
 def test_opcheck_mix(backend, case, grad):
     arguments = mix_arguments(case, backend, grad)
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_fwd_{backend}"), arguments)
-    q, k, v, alpha, weight, _, affinity, height, width, scale = (
-        a.detach() if isinstance(a, torch.Tensor) else a for a in arguments
-    )
-    logsumexp = torch.randn(v.shape[0], v.shape[2], v.shape[1], device=v.device)
-    torch.library.opcheck(
-        getattr(torch.ops.container_kernels, f"mix_bwd_{backend}"),
-        (torch.randn_like(v), q, k, v, alpha, weight, affinity, logsumexp, height, width, scale),
-    )
-    if backend == "cuda" and weight is not None:
-        torch.library.opcheck(
-            torch.ops.container_kernels.mix_bwd_local_cuda,
-            (torch.randn_like(v), q, k, v, alpha, weight, logsumexp, height, width, scale),
-        )
+    inputs = MixInputs(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
+    batch, tokens, heads, _ = inputs.v.shape
+    given = (torch.randn_like(inputs.v), torch.randn(batch, heads, tokens, device=inputs.v.device), *inputs)
+    torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_bwd_{backend}"), given)
+    if backend == "cuda" and inputs.local_weight is not None:
+        torch.library.opcheck(torch.ops.container_kernels.mix_bwd_local_cuda, given)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])

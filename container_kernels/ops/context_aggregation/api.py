@@ -13,6 +13,7 @@ from ..local_aggregation.autograd import local_forward
 from ..validation import check_tensor
 from .autograd import as_image, mix_forward
 from .backends import why_not
+from .inputs import MixInputs
 from .reference import context_aggregation_reference
 from .validation import validate
 
@@ -126,8 +127,8 @@ def _context_aggregation(
         return _static(chosen, v, local_weight, local_bias, affinity, grid_size)
     height, width = (0, 0) if local_weight is None else grid_size
     alpha = _per_head(alpha, v, dtype)
-    qkv = qkv if packed is None else (packed,)
-    return mix_forward(chosen, qkv, alpha, local_weight, local_bias, affinity, height, width, scale)
+    inputs = MixInputs(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)
+    return mix_forward(chosen, inputs, packed)
 
 
 def _static(chosen: str, v, local_weight, local_bias, affinity, grid_size) -> Tensor:

@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: MIT
 """Gradients of `mix_fwd_<backend>` in terms of the same backend's operators."""
 
+from typing import get_type_hints
+
 import torch
 from torch import Tensor
 
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE, refuse_double_backward
 from ..local_aggregation.autograd import local_weight_gradient
+from .inputs import MixInputs
 from .schema import WITH_LOCAL_GRADIENT
 
+# At the end of the operators' arguments; tensors come before.
+NUMBERS = sum(kind in (int, float) for kind in get_type_hints(MixInputs).values())
 
-def mix_forward(
-    backend: str,
-    qkv: tuple[Tensor, ...],
-    alpha: Tensor,
-    local_weight: Tensor | None,
-    local_bias: Tensor | None,
-    affinity: Tensor | None,
-    height: int,
-    width: int,
-    scale: float,
-) -> Tensor:
-    """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`; parameters as in `schema`.
 
-    `qkv` is (q, k, v), or one packed projection alone.
+def mix_forward(backend: str, inputs: MixInputs, packed: Tensor | None) -> Tensor:
+    """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`.
+
+    `packed`: the projection (B, N, 3, M, D) whose slices q, k and v are, if they are.
     """
-    name = backend if len(qkv) == 3 else f"packed_{backend}"
-    operator = getattr(torch.ops.container_kernels, f"mix_fwd_{name}")
-    return operator(*qkv, alpha, local_weight, local_bias, affinity, height, width, scale)[0]
+    if packed is None:
+        return getattr(torch.ops.container_kernels, f"mix_fwd_{backend}")(*inputs)[0]
+    return getattr(torch.ops.container_kernels, f"mix_fwd_packed_{backend}")(packed, *inputs[3:])[0]
 
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
@@ -40,38 +36,35 @@ def _register(backend: str, packed: bool) -> None:
     count = 1 if packed else 3
 
     def setup_context(ctx, inputs, output):
-        alpha, local_weight, _, affinity, *ctx.geometry = inputs[count:]
         _, logsumexp = output
         ctx.mark_non_differentiable(logsumexp)
-        ctx.save_for_backward(*inputs[:count], alpha, local_weight, affinity, logsumexp)
+        ctx.save_for_backward(logsumexp, *inputs[:-NUMBERS])
+        ctx.numbers = inputs[-NUMBERS:]
 
     def backward(ctx, grad_out, _):
-        *qkv, alpha, local_weight, affinity, logsumexp = ctx.saved_tensors
-        need_weight, need_bias, need_affinity = ctx.needs_input_grad[count + 1 : count + 4]
-        grad_weight = grad_bias = grad_affinity = None
-        v = qkv[0].select(2, 2) if packed else qkv[2]
-        if (need_weight or need_bias) and backend in WITH_LOCAL_GRADIENT:
+        logsumexp, *tensors = ctx.saved_tensors
+        arguments = (*tensors, *ctx.numbers)
+        inputs = MixInputs.of(arguments, packed)
+        # Of the parameters' gradients, by name.
+        needed = dict(zip(MixInputs._fields[3:], ctx.needs_input_grad[count:], strict=True))
+        grads = dict.fromkeys(needed)
+        need_local = needed["local_weight"] or needed["local_bias"]
+        if need_local and backend in WITH_LOCAL_GRADIENT:
             operator = getattr(torch.ops.container_kernels, f"mix_bwd_local_{name}")
-            *grads, grad_weight, grad_bias = operator(grad_out, *qkv, alpha, local_weight, logsumexp, *ctx.geometry)
+            *grad_qkv, grads["alpha"], grads["local_weight"], grads["local_bias"] = operator(
+                grad_out, logsumexp, *arguments
+            )
         else:
             operator = getattr(torch.ops.container_kernels, f"mix_bwd_{name}")
-            grads = operator(grad_out, *qkv, alpha, local_weight, affinity, logsumexp, *ctx.geometry)
-            if need_weight or need_bias:
-                grid = tuple(ctx.geometry[:2])
-                grad_weight, grad_bias = local_weight_gradient(
-                    backend, as_image(grad_out, grid), as_image(v, grid), *local_weight.shape[1:]
+            *grad_qkv, grads["alpha"] = operator(grad_out, logsumexp, *arguments)
+            if need_local:
+                grid = (inputs.height, inputs.width)
+                grads["local_weight"], grads["local_bias"] = local_weight_gradient(
+                    backend, as_image(grad_out, grid), as_image(inputs.v, grid), *inputs.local_weight.shape[1:]
                 )
-        if need_affinity:
-            grad_affinity = dense_gradient(grad_out, v).to(affinity.dtype)
-        return (
-            *grads,
-            grad_weight if need_weight else None,
-            grad_bias if need_bias else None,
-            grad_affinity,
-            None,
-            None,
-            None,
-        )
+        if needed["affinity"]:
+            grads["affinity"] = dense_gradient(grad_out, inputs.v).to(inputs.affinity.dtype)
+        return *grad_qkv, *(grads[parameter] if needed[parameter] else None for parameter in needed)
 
     torch.library.register_autograd(f"{NAMESPACE}::mix_fwd_{name}", backward, setup_context=setup_context, lib=LIBRARY)
     refuse_double_backward(f"mix_bwd_{name}", backend)

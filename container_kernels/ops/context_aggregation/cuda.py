@@ -6,132 +6,54 @@ from torch import Tensor
 from ..._extension import DTYPE_CODES
 from ..cuda_launch import cut_window, pad_window, place, workspace
 from ..library import pointer
+from .inputs import MixGradients, MixInputs
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    local_weight: Tensor | None,
-    local_bias: Tensor | None,
-    affinity: None,
-    height: int,
-    width: int,
-    scale: float,
-    *,
-    out: Tensor,
-    logsumexp: Tensor,
-) -> None:
-    """Write alpha · softmax(scale q kᵀ) v + local(v) to `out` and the softmax's log-sum-exp to `logsumexp`.
-
-    Args:
-        q, k, v: (B, N, M, D) of one dtype, any strides with a contiguous last dimension.
-        alpha: (M,); local_weight: (M·D, kh, kw); local_bias: (M·D,): contiguous, float32; beta is folded into the
-            last two, which may be None.
-        affinity: None, there is no dense affinity here.
-        height, width: of the grid of tokens; only read with a local_weight.
-        out: (B, N, M, D), dtype of q; logsumexp: (B, M, N), float32.
-    """
-    _refuse_dense(affinity)
-    local_weight, grid = _local_term(local_weight, height, width)
+def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
+    """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log-sum-exp to `logsumexp` (B, M, N)."""
+    inputs = _compiled(inputs)
+    q, k, v = inputs[:3]
     module, device, stream = place(v)
     module.mix_forward(
-        DTYPE_CODES[v.dtype], device, stream, v.shape, grid, scale,
+        DTYPE_CODES[v.dtype], device, stream, v.shape, inputs.window, inputs.scale,
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
-        alpha.data_ptr(), pointer(local_weight), pointer(local_bias),
+        inputs.alpha.data_ptr(), pointer(inputs.local_weight), pointer(inputs.local_bias),
         out.data_ptr(), out.stride(), logsumexp.data_ptr(),
     )  # fmt: skip
 
 
-def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    local_weight: Tensor | None,
-    affinity: None,
-    logsumexp: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    *,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    grad_alpha: Tensor,
-) -> None:
-    """Write the gradients of `forward` for q, k, v (B, N, M, D) and alpha (M,); arguments as there.
+def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
+    """Write the gradients of q, k, v and alpha, and from the same reading those of the local term, where asked for.
 
     Args:
         grad_out: (B, N, M, D), dtype of q, any strides with a contiguous last dimension.
         logsumexp: (B, M, N), as `forward` wrote it.
     """
-    _refuse_dense(affinity)
-    local_weight, grid = _local_term(local_weight, height, width)
-    _backward(
-        grad_out, q, k, v, alpha, local_weight, logsumexp, grid, scale, grad_q, grad_k, grad_v, grad_alpha, None, None
-    )
-
-
-def backward_local(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    local_weight: Tensor,
-    logsumexp: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    *,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    grad_alpha: Tensor,
-    grad_local_weight: Tensor,
-    grad_local_bias: Tensor,
-) -> None:
-    """`backward`, and from the same reading the gradients for local_weight (M·D, kh, kw) and local_bias (M·D,)."""
-    kh, kw = local_weight.shape[1:]
-    padded, grid = _local_term(local_weight, height, width)
-    is_compiled = padded is local_weight
-    computed = grad_local_weight if is_compiled else grad_local_weight.new_empty(padded.shape)
-    _backward(
-        grad_out, q, k, v, alpha, padded, logsumexp, grid, scale,
-        grad_q, grad_k, grad_v, grad_alpha, computed, grad_local_bias,
-    )  # fmt: skip
-    if not is_compiled:
-        grad_local_weight.copy_(cut_window(computed, kh, kw))
-
-
-def _backward(
-    grad_out, q, k, v, alpha, local_weight, logsumexp, grid, scale,
-    grad_q, grad_k, grad_v, grad_alpha, grad_local_weight, grad_local_bias,
-) -> None:  # fmt: skip
+    given, inputs = inputs, _compiled(inputs)
+    grad_weight = grads.local_weight
+    if grad_weight is not None and inputs.local_weight is not given.local_weight:
+        grad_weight = grad_weight.new_empty(inputs.local_weight.shape)
+    q, k, v = inputs[:3]
     module, device, stream = place(v)
-    code, with_local_gradient = DTYPE_CODES[v.dtype], grad_local_weight is not None
-    scratch = workspace(v, module.mix_backward_workspace(code, device, v.shape, grid, with_local_gradient))
+    code = DTYPE_CODES[v.dtype]
+    size = module.mix_backward_workspace(code, device, v.shape, inputs.window, grad_weight is not None)
+    scratch = workspace(v, size)
     module.mix_backward(
-        code, device, stream, v.shape, grid, scale, grad_out.data_ptr(), grad_out.stride(),
+        code, device, stream, v.shape, inputs.window, inputs.scale, grad_out.data_ptr(), grad_out.stride(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
-        alpha.data_ptr(), pointer(local_weight), logsumexp.data_ptr(),
-        grad_q.data_ptr(), grad_q.stride(), grad_k.data_ptr(), grad_k.stride(), grad_v.data_ptr(), grad_v.stride(),
-        grad_alpha.data_ptr(), pointer(grad_local_weight), pointer(grad_local_bias), scratch.data_ptr(),
+        inputs.alpha.data_ptr(), pointer(inputs.local_weight), logsumexp.data_ptr(),
+        grads.q.data_ptr(), grads.q.stride(), grads.k.data_ptr(), grads.k.stride(),
+        grads.v.data_ptr(), grads.v.stride(), grads.alpha.data_ptr(),
+        pointer(grad_weight), pointer(grads.local_bias), scratch.data_ptr(),
     )  # fmt: skip
+    if grad_weight is not grads.local_weight:
+        grads.local_weight.copy_(cut_window(grad_weight, *given.local_weight.shape[1:]))
 
 
-def _local_term(weight: Tensor | None, height: int, width: int) -> tuple[Tensor | None, tuple[int, int, int, int]]:
-    """The weight as the kernels take it; the height and width of the grid and the window, zeros without a weight."""
-    if weight is None:
-        return None, (0, 0, 0, 0)
-    weight = pad_window(weight)
-    return weight, (height, width, *weight.shape[1:])
-
-
-def _refuse_dense(affinity: Tensor | None) -> None:
-    # The choice never gets here with one; a direct call of the operator can.
-    if affinity is not None:
-        raise ValueError(f"affinity: the CUDA kernels take None, got {tuple(affinity.shape)}")
+def _compiled(inputs: MixInputs) -> MixInputs:
+    """The same call with a window that the kernels are compiled for."""
+    # The choice never gets here with a dense affinity; a direct call of the operator can.
+    if inputs.affinity is not None:
+        raise ValueError(f"affinity: the CUDA kernels take None, got {tuple(inputs.affinity.shape)}")
+    weight = inputs.local_weight
+    return inputs if weight is None else inputs._replace(local_weight=pad_window(weight))

@@ -1,129 +1,114 @@
 # SPDX-License-Identifier: MIT
 """The operators behind context aggregation: definition, output allocation, one kernel and one fake for each backend.
 
-    mix_fwd_<backend>(q, k, v, alpha, local_weight?, local_bias?, affinity?, height, width, scale) -> out, logsumexp
-    mix_bwd_<backend>(grad_out, q, k, v, alpha, local_weight?, affinity?, logsumexp, height, width, scale)
-        -> grad_q, grad_k, grad_v, grad_alpha
-    mix_bwd_local_<backend>(grad_out, q, k, v, alpha, local_weight, logsumexp, height, width, scale)
+    mix_fwd_<backend>(inputs) -> out, logsumexp
+    mix_bwd_<backend>(grad_out, logsumexp, inputs) -> grad_q, grad_k, grad_v, grad_alpha
+    mix_bwd_local_<backend>(grad_out, logsumexp, inputs)
         -> grad_q, grad_k, grad_v, grad_alpha, grad_local_weight, grad_local_bias
 
-They compute alpha · softmax(scale q kᵀ) v + static(v) with beta already folded into the static parameters; those,
-alpha (M,), logsumexp (B, M, N), grad_alpha (M,) and the gradients of the local term are in the accumulation dtype.
-q, k, v, out and their gradients are (B, N, M, D). The last operator exists only where a kernel does it all in one
-pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's gradients are left to the operators of local aggregation.
+`inputs` are the fields of `MixInputs`. out and grad_out are (B, N, M, D); logsumexp (B, M, N), grad_alpha (M,) and the
+gradients of the local term are in the accumulation dtype. The last operator exists only where a kernel does it all in
+one pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's gradients are left to the operators of local aggregation.
 
 Each has a twin `…_packed_<backend>` that takes one packed projection (B, N, 3, M, D) for q, k, v and gives one packed
 gradient: the three slices, written in place, need not be glued together for the projection's backward.
 """
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from math import prod
 
 from torch import Tensor
 
 from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, contiguous, define, new_empty, rows_contiguous
+from ..library import accumulation_dtype, define, new_empty, parameters_of, rows_contiguous
+from .inputs import MixGradients, MixInputs
 
 WITH_LOCAL_GRADIENT = ("cuda",)
 
 
-def _forward_outputs(v: Tensor) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads, _ = v.shape
-    logsumexp = new_empty(v, (batch, heads, tokens), accumulation_dtype(v.dtype))
-    return new_empty(v, tuple(v.shape)), logsumexp
+def _forward_outputs(inputs: MixInputs) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, _ = inputs.v.shape
+    logsumexp = new_empty(inputs.v, (batch, heads, tokens), accumulation_dtype(inputs.v.dtype))
+    return new_empty(inputs.v, tuple(inputs.v.shape)), logsumexp
 
 
-def _backward_outputs(qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Gradients of `qkv`, which is (q, k, v) or one packed projection alone, and of alpha."""
-    heads, dtype = qkv[-1].shape[-2], accumulation_dtype(qkv[-1].dtype)
-    return *(new_empty(t, tuple(t.shape)) for t in qkv), new_empty(qkv[-1], (heads,), dtype)
+def _gradients(inputs: MixInputs, packed: bool, local: bool) -> tuple[tuple[Tensor, ...], MixGradients]:
+    """A backward operator's results, and the same as backends write them; `local`: with those of the local term."""
+    v, dtype = inputs.v, accumulation_dtype(inputs.v.dtype)
+    if packed:
+        batch, tokens, heads, head_dim = v.shape
+        results = (new_empty(v, (batch, tokens, 3, heads, head_dim)),)
+        q, k, v = results[0].unbind(2)
+    else:
+        results = q, k, v = tuple(new_empty(t, tuple(t.shape)) for t in inputs[:3])
+    parameters = [new_empty(v, (v.shape[2],), dtype)]
+    if local:
+        shape = tuple(inputs.local_weight.shape)
+        parameters += [new_empty(v, shape, dtype), new_empty(v, shape[:1], dtype)]
+    return (*results, *parameters), MixGradients(q, k, v, *parameters)
 
 
-def _backward_local_outputs(qkv: tuple[Tensor, ...], local_weight: Tensor) -> tuple[Tensor, ...]:
-    dtype = accumulation_dtype(qkv[-1].dtype)
-    grad_local_weight = new_empty(qkv[-1], tuple(local_weight.shape), dtype)
-    grad_local_bias = new_empty(qkv[-1], tuple(local_weight.shape[:1]), dtype)
-    return *_backward_outputs(qkv), grad_local_weight, grad_local_bias
+def _flops(products: int, first: int, packed: bool) -> Callable[..., int]:
+    """Of `products` N×N, and the static terms; `inputs` begin with argument `first`."""
 
+    def count(*arguments, **_) -> int:
+        qkv, parameters = arguments[first], arguments[first + (1 if packed else 3) :]
+        batch, tokens, *_, heads, head_dim = qkv
+        weight = MixInputs(None, None, None, *parameters).local_weight
+        filters = 0 if weight is None else 2 * batch * tokens * heads * head_dim * prod(weight[1:])
+        return 2 * products * batch * heads * tokens**2 * head_dim + filters
 
-def _slices(qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """q, k and v of either form."""
-    return qkv[0].unbind(2) if len(qkv) == 1 else qkv
+    return count
 
 
 def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None:
     name = f"packed_{backend}" if packed else backend
-    inputs = "Tensor qkv" if packed else "Tensor q, Tensor k, Tensor v"
+    qkv = "Tensor qkv" if packed else "Tensor q, Tensor k, Tensor v"
+    inputs = f"{qkv}, {parameters_of(MixInputs, skip=('q', 'k', 'v'))}"
     grads = ", ".join(["Tensor"] * (2 if packed else 4))
-    count = 1 if packed else 3
 
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
     def forward(*arguments):
-        qkv = _slices(arguments[:count])
-        alpha, local_weight, local_bias, affinity, height, width, scale = arguments[count:]
-        out, logsumexp = _forward_outputs(qkv[-1])
+        inputs = MixInputs.of(arguments, packed)
+        out, logsumexp = _forward_outputs(inputs)
         if out.numel():
-            static = (contiguous(local_weight), contiguous(local_bias), contiguous(affinity))
-            kernels().forward(
-                *map(rows_contiguous, qkv), alpha.contiguous(), *static, height, width, scale,
-                out=out, logsumexp=logsumexp,
-            )  # fmt: skip
+            kernels().forward(inputs.readable(), out, logsumexp)
         return out, logsumexp
 
-    def backward(grad_out, *arguments):
-        qkv = arguments[:count]
-        alpha, local_weight, affinity, logsumexp, height, width, scale = arguments[count:]
-        outputs = *grad_qkv, grad_alpha = _backward_outputs(qkv)
+    def backward(grad_out, logsumexp, *arguments, local=False):
+        inputs = MixInputs.of(arguments, packed)
+        results, grads = _gradients(inputs, packed, local)
         if grad_out.numel():
-            grad_q, grad_k, grad_v = _slices(grad_qkv)
-            kernels().backward(
-                *map(rows_contiguous, (grad_out, *_slices(qkv))), alpha.contiguous(), contiguous(local_weight),
-                contiguous(affinity), logsumexp.contiguous(), height, width, scale,
-                grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, grad_alpha=grad_alpha,
-            )  # fmt: skip
+            kernels().backward(inputs.readable(), rows_contiguous(grad_out), logsumexp.contiguous(), grads)
         else:
-            grad_alpha.zero_()
-        return outputs
+            for grad in grads[3:]:
+                if grad is not None:
+                    grad.zero_()
+        return results
 
-    def backward_local(grad_out, *arguments):
-        qkv = arguments[:count]
-        alpha, local_weight, logsumexp, height, width, scale = arguments[count:]
-        outputs = *grad_qkv, grad_alpha, grad_local_weight, grad_local_bias = _backward_local_outputs(qkv, local_weight)
-        if grad_out.numel():
-            grad_q, grad_k, grad_v = _slices(grad_qkv)
-            kernels().backward_local(
-                *map(rows_contiguous, (grad_out, *_slices(qkv))), alpha.contiguous(), local_weight.contiguous(),
-                logsumexp.contiguous(), height, width, scale,
-                grad_q=grad_q, grad_k=grad_k, grad_v=grad_v, grad_alpha=grad_alpha,
-                grad_local_weight=grad_local_weight, grad_local_bias=grad_local_bias,
-            )  # fmt: skip
-        else:
-            for grad in (grad_alpha, grad_local_weight, grad_local_bias):
-                grad.zero_()
-        return outputs
+    def fake_backward(grad_out, logsumexp, *arguments, local=False):
+        return _gradients(MixInputs.of(arguments, packed), packed, local)[0]
 
     define(
-        f"mix_fwd_{name}({inputs}, Tensor alpha, Tensor? local_weight, Tensor? local_bias, Tensor? affinity, "
-        "SymInt height, SymInt width, float scale) -> (Tensor, Tensor)",
+        f"mix_fwd_{name}({inputs}) -> (Tensor, Tensor)",
         forward,
-        lambda *arguments: _forward_outputs(_slices(arguments[:count])[-1]),
+        lambda *arguments: _forward_outputs(MixInputs.of(arguments, packed)),
         device_types,
+        _flops(2, 0, packed),
     )
-    define(
-        f"mix_bwd_{name}(Tensor grad_out, {inputs}, Tensor alpha, Tensor? local_weight, Tensor? affinity, "
-        f"Tensor logsumexp, SymInt height, SymInt width, float scale) -> ({grads})",
-        backward,
-        lambda grad_out, *arguments: _backward_outputs(arguments[:count]),
-        device_types,
-    )
+    signature = f"(Tensor grad_out, Tensor logsumexp, {inputs})"
+    define(f"mix_bwd_{name}{signature} -> ({grads})", backward, fake_backward, device_types, _flops(5, 2, packed))
     if backend in WITH_LOCAL_GRADIENT:
         define(
-            f"mix_bwd_local_{name}(Tensor grad_out, {inputs}, Tensor alpha, Tensor local_weight, Tensor logsumexp, "
-            f"SymInt height, SymInt width, float scale) -> ({grads}, Tensor, Tensor)",
-            backward_local,
-            lambda grad_out, *arguments: _backward_local_outputs(arguments[:count], arguments[count + 1]),
+            f"mix_bwd_local_{name}{signature} -> ({grads}, Tensor, Tensor)",
+            partial(backward, local=True),
+            partial(fake_backward, local=True),
             device_types,
+            _flops(5, 2, packed),
         )
 
 

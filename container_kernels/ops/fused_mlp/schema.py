@@ -11,6 +11,7 @@ from forward to backward.
 """
 
 from importlib import import_module
+from math import prod
 
 from torch import Tensor
 
@@ -28,6 +29,15 @@ def _backward_outputs(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
     grad_b1, grad_b2 = new_empty(x, (w1.shape[0],), dtype), new_empty(x, (w2.shape[0],), dtype)
     grad_x, grad_w1, grad_w2 = (new_empty(t, tuple(t.shape)) for t in (x, w1, w2))
     return grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+
+
+def _flops(x, w1, b1, w2, *_, **__) -> int:
+    return 2 * prod(x) * w1[0] + 2 * prod(x[:-1]) * prod(w2)
+
+
+def _gradient_flops(grad_out, x, w1, b1, w2, *_, **__) -> int:
+    """The hidden layer once more, and two products for each layer."""
+    return 6 * prod(x) * w1[0] + 4 * prod(x[:-1]) * prod(w2)
 
 
 def _register(backend: str) -> None:
@@ -60,6 +70,7 @@ def _register(backend: str) -> None:
         forward,
         lambda x, w1, b1, w2, *rest: _forward_outputs(x, w2),
         DEVICE_TYPES[backend],
+        _flops,
     )
     define(
         f"mlp_bwd_{backend}(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor? sample_scale, "
@@ -67,6 +78,7 @@ def _register(backend: str) -> None:
         backward,
         lambda grad_out, x, w1, b1, w2, *rest: _backward_outputs(x, w1, w2),
         DEVICE_TYPES[backend],
+        _gradient_flops,
     )
 
 

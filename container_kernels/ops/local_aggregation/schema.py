@@ -10,6 +10,7 @@ Weight, bias, their gradients and the statistics are in the accumulation dtype. 
 """
 
 from importlib import import_module
+from math import prod
 
 from torch import Tensor
 
@@ -29,6 +30,10 @@ def _forward_with_statistics_outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _backward_weight_outputs(x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
     dtype, channels = accumulation_dtype(x.dtype), x.shape[-1]
     return new_empty(x, (channels, kh, kw), dtype), new_empty(x, (channels,), dtype)
+
+
+def _filter_flops(x, weight, bias, **_) -> int:
+    return 2 * prod(x) * prod(weight[1:])
 
 
 def _register(backend: str, device_types: tuple[str, ...]) -> None:
@@ -67,18 +72,21 @@ def _register(backend: str, device_types: tuple[str, ...]) -> None:
         forward,
         lambda x, weight, bias: _forward_outputs(x),
         device_types,
+        _filter_flops,
     )
     define(
         f"local_fwd_stats_{backend}(Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
         forward_with_statistics,
         lambda x, weight, bias: _forward_with_statistics_outputs(x),
         device_types,
+        _filter_flops,
     )
     define(
         f"local_bwd_weight_{backend}(Tensor grad_out, Tensor x, SymInt kh, SymInt kw) -> (Tensor, Tensor)",
         backward_weight,
         lambda grad_out, x, kh, kw: _backward_weight_outputs(x, kh, kw),
         device_types,
+        lambda grad_out, x, kh, kw, **_: 2 * prod(x) * kh * kw,
     )
 
 

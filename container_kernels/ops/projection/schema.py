@@ -10,6 +10,7 @@ weight; bias, its gradient, the statistics (C_out,) and sample_scale (B,) are in
 """
 
 from importlib import import_module
+from math import prod
 
 from torch import Tensor
 
@@ -30,6 +31,10 @@ def _forward_with_statistics_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor,
 def _backward_outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_bias = new_empty(x, (weight.shape[0],), accumulation_dtype(x.dtype))
     return new_empty(x, tuple(x.shape)), new_empty(weight, tuple(weight.shape)), grad_bias
+
+
+def _flops(x, weight, *_, **__) -> int:
+    return 2 * prod(x) * weight[0]
 
 
 def _register(backend: str) -> None:
@@ -73,12 +78,14 @@ def _register(backend: str) -> None:
         forward,
         lambda x, weight, *rest: _forward_outputs(x, weight),
         device_types,
+        _flops,
     )
     define(
         f"proj_fwd_stats_{backend}{arguments} -> (Tensor, Tensor, Tensor)",
         forward_with_statistics,
         lambda x, weight, *rest: _forward_with_statistics_outputs(x, weight),
         device_types,
+        _flops,
     )
     define(
         f"proj_bwd_{backend}(Tensor grad_out, Tensor x, Tensor weight, Tensor? sample_scale) "
@@ -86,6 +93,7 @@ def _register(backend: str) -> None:
         backward,
         lambda grad_out, x, weight, sample_scale: _backward_outputs(x, weight),
         device_types,
+        lambda grad_out, x, weight, sample_scale, **_: 2 * _flops(x, weight),
     )
 
 

@@ -236,10 +236,10 @@ template <class T, int D>
 void launch_backward(const BackwardArguments& arguments, Stream stream) {
     const MixShape& shape = arguments.mix.shape;
     const KeySplit split(shape, sizeof(T));
-    constexpr int64_t kMostImages = 65535;  // of a grid's second axis; neighbors in memory are the heads
-    for (int64_t first = 0; first < shape.batch; first += kMostImages) {
+    // Images along the second axis of a grid; neighbors in memory are the heads.
+    for (int64_t first = 0; first < shape.batch; first += kMaxBlocksYZ) {
         const Dim3 grid{static_cast<unsigned>(shape.heads),
-                        static_cast<unsigned>(std::min(shape.batch - first, kMostImages))};
+                        static_cast<unsigned>(std::min<int64_t>(shape.batch - first, kMaxBlocksYZ))};
         launch<backward_kernel<T, D>>(grid, static_cast<int>(split.warps) * kWarpSize,
                                       backward_shared_memory(shape, sizeof(T)), stream, arguments, split,
                                       first);

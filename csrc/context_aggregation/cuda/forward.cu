@@ -12,8 +12,6 @@ namespace ck::cuda {
 
 namespace {
 
-constexpr int kMostWarps = 8;
-
 // Sets what depends on the number of warps and their queries.
 void set_chunks(ForwardLayout& layout, const MixShape& shape, int most_warps, int warp_rows) {
     const int64_t most_tokens = most_warps * warp_rows;

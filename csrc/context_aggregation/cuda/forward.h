@@ -19,6 +19,8 @@ namespace ck::cuda {
 // How float32 exchanges probabilities between the lanes of a warp: 16 rows of 32, of so many floats.
 constexpr int kProbabilityPitch = 40;
 
+constexpr int kMostWarps = 8;  // of a block
+
 // A block's shared memory: the rows of K, of V and some zeros, of the chunk (queries, later the attention of
 // the same tokens), the warps' scratch and the local weight of the head's channels.
 struct ForwardLayout {

@@ -147,7 +147,7 @@ struct Attention {
 };
 
 template <int D>
-CK_KERNEL(256, D == 32 ? 2 : 1)
+CK_KERNEL(kMostWarps* kWarpSize, D == 32 ? 2 : 1)
 mix_forward_kernel(ForwardArguments arguments) {
     CK_DYNAMIC_SHARED(shared);
     const ForwardBlock<float, D> block(arguments, shared);

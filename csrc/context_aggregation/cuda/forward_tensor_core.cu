@@ -177,7 +177,7 @@ struct Attention {
 };
 
 template <class T, int D>
-CK_KERNEL(256, D == 128 ? 1 : 2)
+CK_KERNEL(kMostWarps* kWarpSize, D == 128 ? 1 : 2)
 mix_forward_kernel(ForwardArguments arguments) {
     CK_DYNAMIC_SHARED(shared);
     const ForwardBlock<T, D> block(arguments, shared);

@@ -11,8 +11,9 @@ from triton import JITFunction
 
 from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision, tap_major
+from ..inputs import MixGradients, MixInputs
 from . import config as configs
-from .alignment import readable, spare_channels, widen
+from .alignment import readable, spare_channels, widen, with_spare_channels
 from .backward_key import backward_key_kernel
 from .backward_query import backward_query_kernel
 from .backward_row import backward_row_kernel
@@ -71,38 +72,22 @@ def launch(
     kernel_of(config)[(programs(config),)](*arguments, **options(config))
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    local_weight: Tensor | None,
-    local_bias: Tensor | None,
-    affinity: Tensor | None,
-    height: int,
-    width: int,
-    scale: float,
-    *,
-    out: Tensor,
-    logsumexp: Tensor,
-) -> None:
-    """Write the mix to `out`, the natural log of the softmax sums to `logsumexp`."""
-    batch, n, num_heads, head_dim = q.shape
-    if spare := spare_channels(q):
-        q, k, v, local_weight, local_bias = (widen(t, num_heads, spare) for t in (q, k, v, local_weight, local_bias))
-        wide = q.new_empty(q.shape)
-        statics = (local_weight, local_bias, affinity, height, width)
-        forward(q, k, v, alpha, *statics, scale, out=wide, logsumexp=logsumexp)
+def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
+    """Write the mix to `out` (B, N, M, D), dtype of v, the natural log of the softmax sums to `logsumexp` (B, M, N)."""
+    batch, n, num_heads, head_dim = inputs.v.shape
+    if spare := spare_channels(inputs.v):
+        wide = inputs.v.new_empty((batch, n, num_heads, head_dim + spare))
+        forward(with_spare_channels(inputs, spare), wide, logsumexp)
         out.copy_(wide[..., :head_dim])
         return
-    q, k, v = (readable(tensor) for tensor in (q, k, v))
-    taps, kernel_h, kernel_w = window(local_weight)
-    arguments = (q, k, v, alpha, taps, local_bias, affinity, out, logsumexp, strides(q), strides(k), strides(v))
+    q, k, v = (readable(tensor) for tensor in inputs[:3])
+    taps, kernel_h, kernel_w = window(inputs.local_weight)
+    arguments = (q, k, v, inputs.alpha, taps, inputs.local_bias, inputs.affinity, out, logsumexp)
     # The queries have the sign. Positive also where the scale is 0 or rounds to it: 0 times the -inf of an absent key
     # would be NaN.
-    sign = (scale > 0) - (scale < 0)
-    scale_log2 = max(abs(scale) * LOG2E, torch.finfo(torch.float32).tiny)
-    arguments += (n, num_heads, height, width, scale_log2)
+    sign = (inputs.scale > 0) - (inputs.scale < 0)
+    scale_log2 = max(abs(inputs.scale) * LOG2E, torch.finfo(torch.float32).tiny)
+    arguments += (strides(q), strides(k), strides(v), n, num_heads, inputs.height, inputs.width, scale_log2)
     constants = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w, "SIGN": sign}
     candidates = configs.forward_config(n, head_dim, q.dtype, precision(q.dtype))
     with device_of(q):
@@ -116,53 +101,36 @@ def forward(
         )
 
 
-def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    alpha: Tensor,
-    local_weight: Tensor | None,
-    affinity: Tensor | None,
-    logsumexp: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    *,
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    grad_alpha: Tensor,
-) -> None:
-    """Write the gradients of q, k, v (which share their strides) and alpha.
+def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
+    """Write the gradients of q, k, v and alpha. Sums are taken in a fixed order, never by atomics.
 
-    Sums are taken in a fixed order, never by atomics.
+    Args:
+        grad_out: (B, N, M, D), dtype of q, any strides with a contiguous last dimension.
+        logsumexp: (B, M, N), as `forward` wrote it.
     """
-    batch, n, num_heads, head_dim = q.shape
-    if spare := spare_channels(q):
-        grad_out, q, k, v, local_weight = (widen(t, num_heads, spare) for t in (grad_out, q, k, v, local_weight))
-        wide = q.new_empty((3, *q.shape))
-        grads = {"grad_q": wide[0], "grad_k": wide[1], "grad_v": wide[2], "grad_alpha": grad_alpha}
-        statics = (local_weight, affinity, logsumexp, height, width)
-        backward(grad_out, q, k, v, alpha, *statics, scale, **grads)
-        for grad, wide_grad in zip((grad_q, grad_k, grad_v), wide, strict=True):
+    batch, n, num_heads, head_dim = inputs.v.shape
+    if spare := spare_channels(inputs.v):
+        wide = inputs.v.new_empty((3, batch, n, num_heads, head_dim + spare))
+        wide_grads = MixGradients(*wide, grads.alpha)
+        backward(with_spare_channels(inputs, spare), widen(grad_out, num_heads, spare), logsumexp, wide_grads)
+        for grad, wide_grad in zip(grads[:3], wide, strict=True):
             grad.copy_(wide_grad[..., :head_dim])
         return
-    grad_out, q, k, v = (readable(tensor) for tensor in (grad_out, q, k, v))
-    taps, kernel_h, kernel_w = window(local_weight)
-    inputs = (grad_out, q, k, v, alpha)
-    all_strides = tuple(strides(tensor) for tensor in (grad_out, q, k, v, grad_q))
-    grid = (n, num_heads, height, width, scale)
+    grad_out, q, k, v = (readable(tensor) for tensor in (grad_out, *inputs[:3]))
+    taps, kernel_h, kernel_w = window(inputs.local_weight)
+    tensors = (grad_out, q, k, v, inputs.alpha)
+    all_strides = tuple(strides(tensor) for tensor in (grad_out, q, k, v, grads.q))
+    grid = (n, num_heads, inputs.height, inputs.width, inputs.scale)
     local = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     heads = batch * num_heads
     config = configs.backward_config(n, head_dim, q.dtype, precision(q.dtype))
     with device_of(q):
         if config.row:
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
-            outputs = (grad_q, grad_k, grad_v, shares)
-            arguments = (*inputs, taps, affinity, logsumexp, *outputs, *all_strides, *grid)
+            outputs = (*grads[:3], shares)
+            arguments = (*tensors, taps, inputs.affinity, logsumexp, *outputs, *all_strides, *grid)
             launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
-            torch.sum(shares, dim=0, out=grad_alpha)
+            torch.sum(shares, dim=0, out=grads.alpha)
             return
         delta = torch.empty_like(logsumexp)
         launch(
@@ -170,7 +138,7 @@ def backward(
             lambda _: backward_query_kernel,
             lambda config: heads * triton.cdiv(n, config.block_m),
             head_dim,
-            (*inputs, logsumexp, grad_q, delta, *all_strides, n, num_heads, scale),
+            (*tensors, logsumexp, grads.q, delta, *all_strides, n, num_heads, inputs.scale),
             {},
         )
         launch(
@@ -178,7 +146,7 @@ def backward(
             lambda _: backward_key_kernel,
             lambda config: heads * triton.cdiv(n, config.block_n),
             head_dim,
-            (*inputs, taps, affinity, logsumexp, delta, grad_k, grad_v, *all_strides, *grid),
+            (*tensors, taps, inputs.affinity, logsumexp, delta, grads.k, grads.v, *all_strides, *grid),
             local,
         )
-        torch.sum(delta, dim=(0, 2), out=grad_alpha)
+        torch.sum(delta, dim=(0, 2), out=grads.alpha)
