@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..modules import ContextAggregation
 from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
-from ..modules.folding import affine_of, is_foldable
+from ..modules.folding import affine_of, why_not_foldable
 from .checkpoint import refuse_other_norm, translate_names
 
 try:
@@ -117,7 +117,7 @@ class Network(nn.Module):
             The network itself, in evaluation mode.
         """
         reparameterize_model(self, inplace=True)
-        if not isinstance(self.norm, ChannelAffine) and is_foldable(self.norm.eval(), None):
+        if not isinstance(self.norm, ChannelAffine) and why_not_foldable(self.norm.eval(), False) is None:
             self.norm = ChannelAffine(*affine_of(self.norm).scale_and_shift())
         self._is_fused = True
         return self.eval().requires_grad_(False)

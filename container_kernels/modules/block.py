@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from ..ops.fold_norm import Moments
 from .context_aggregation import ContextAggregation, Mixing, Static
 from .deploy import FusedContainerBlock, refuse_weights_of_the_other_kind
-from .folding import affine_of, is_foldable, needs_statistics
+from .folding import affine_of, needs_statistics
+from .fusion import Fusion, fusion_of
 from .local_aggregation import LocalAggregation
-from .plain import is_plain, is_sample_scale, sample_scale
+from .plain import sample_scale
 from .pointwise import PointwiseMlp
 from .validation import check_probability
 
@@ -107,35 +108,39 @@ class ContainerBlock(nn.Module):
         """
         return FusedContainerBlock(self) if type(self) is ContainerBlock else self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, statistics = self._embed_position(x)
-        x, statistics = self._aggregate(x, statistics)
-        return self._transform(x, statistics)
+    def why_not_fused(self) -> str | None:
+        """None where the block runs as its five passes, as it is now, in training or evaluation; else which layers are
+        called on their own, and why."""
+        return fusion_of(self).why_not_fused()
 
-    def _embed_position(self, x: Tensor) -> tuple[Tensor, Moments | None]:
-        """The sum with the position embedding, and its statistics where norm1 needs and the layer gives them."""
-        if needs_statistics(self.norm1) and is_plain(self.pos_embed, LocalAggregation):
+    def forward(self, x: Tensor) -> Tensor:
+        fusion = fusion_of(self)
+        x, statistics = self._embed_position(x, fusion)
+        x, statistics = self._aggregate(x, statistics, fusion)
+        return self._transform(x, statistics, fusion)
+
+    def _embed_position(self, x: Tensor, fusion: Fusion) -> tuple[Tensor, Moments | None]:
+        """The sum with the position embedding, and its statistics where norm1 takes them."""
+        if needs_statistics(self.norm1) and fusion.norm1 is None:
             return self.pos_embed.with_statistics(x)
         return self.pos_embed(x), None
 
-    def _aggregate(self, x: Tensor, statistics: Moments | None) -> tuple[Tensor, Moments | None]:
-        """x + drop_path(aggregation(norm1(x))), and its statistics where norm2 needs them."""
-        layer, drop_path = self.aggregation, self.drop_path
-        if not (is_plain(layer, ContextAggregation) and layer.is_fusible() and is_sample_scale(drop_path)):
-            return x + drop_path(layer(self.norm1(x))), None
-        branch, norm = x, None
-        if is_foldable(self.norm1, statistics):
-            norm = affine_of(self.norm1, statistics)
-        else:
-            branch = self.norm1(x)
-        scale, with_statistics = sample_scale(drop_path, x), needs_statistics(self.norm2)
-        return layer.fused(branch, norm, residual=x, sample_scale=scale, with_statistics=with_statistics)
+    def _aggregate(self, x: Tensor, statistics: Moments | None, fusion: Fusion) -> tuple[Tensor, Moments | None]:
+        """x + drop_path(aggregation(norm1(x))), and its statistics where norm2 takes them."""
+        if fusion.aggregation is not None:
+            return x + self.drop_path(self.aggregation(self.norm1(x))), None
+        branch, norm = (x, affine_of(self.norm1, statistics)) if fusion.norm1 is None else (self.norm1(x), None)
+        return self.aggregation.fused(
+            branch,
+            norm,
+            residual=x,
+            sample_scale=sample_scale(self.drop_path, x),
+            with_statistics=needs_statistics(self.norm2),
+        )
 
-    def _transform(self, x: Tensor, statistics: Moments | None) -> Tensor:
+    def _transform(self, x: Tensor, statistics: Moments | None, fusion: Fusion) -> Tensor:
         """x + drop_path(mlp(norm2(x)))."""
-        layer, drop_path = self.mlp, self.drop_path
-        fusible = is_plain(layer, PointwiseMlp) and layer.is_fusible() and is_sample_scale(drop_path)
-        if not (fusible and is_foldable(self.norm2, statistics)):
-            return x + drop_path(layer(self.norm2(x)))
+        if fusion.norm2 is not None or fusion.mlp is not None:
+            return x + self.drop_path(self.mlp(self.norm2(x)))
         norm = affine_of(self.norm2, statistics)
-        return layer.fused(x, norm, residual=True, sample_scale=sample_scale(drop_path, x))
+        return self.mlp.fused(x, norm, residual=True, sample_scale=sample_scale(self.drop_path, x))

@@ -16,7 +16,7 @@ from ..ops.projection import projection, projection_with_statistics
 from .dense_affinity import resize_affinity
 from .folding import Affine
 from .initialization import init_local
-from .plain import is_inactive, is_plain
+from .plain import reasons, why_active, why_not_plain
 from .pointwise import Pointwise
 from .token_mlp import TokenMlp
 from .validation import check_grid, check_image, check_probability, window_name, window_of
@@ -170,9 +170,13 @@ class ContextAggregation(nn.Module):
         y = self._aggregate(self.in_proj(x).permute(0, 2, 3, 1))
         return self.proj_drop(self.out_proj(y.permute(0, 3, 1, 2)))
 
-    def is_fusible(self) -> bool:
-        """Whether `fused` computes what the layers would, one after the other."""
-        return is_plain(self.in_proj, Pointwise) and is_plain(self.out_proj, Pointwise) and is_inactive(self.proj_drop)
+    def why_not_fusible(self) -> str | None:
+        """None where `fused` computes what the layers would, one after the other."""
+        return reasons(
+            in_proj=why_not_plain(self.in_proj, Pointwise),
+            out_proj=why_not_plain(self.out_proj, Pointwise),
+            proj_drop=why_active(self.proj_drop),
+        )
 
     def fused(
         self,

@@ -25,10 +25,10 @@ from ..ops.library import accumulation_dtype
 from ..ops.local_aggregation import local_aggregation
 from ..ops.projection import projection
 from .context_aggregation import ContextAggregation
-from .folding import affine_of, is_foldable
+from .folding import affine_of
+from .fusion import Fusion, fusion_after_fuse
 from .local_aggregation import LocalAggregation
-from .plain import is_plain, is_sample_scale
-from .pointwise import Pointwise, PointwiseMlp
+from .pointwise import PointwiseMlp
 from .validation import check_grid, check_image
 
 # What runs around a module's forward. Hooks of its state dict are left out: a fused block has another one.
@@ -104,11 +104,11 @@ class _FusedLocal(_Constants):
 class _FusedAggregation(_Constants):
     """x + aggregation(norm(x)), where the layer's projections are plain."""
 
-    def __init__(self, layer: ContextAggregation, norm: nn.Module) -> None:
+    def __init__(self, layer: ContextAggregation, norm: nn.Module, fusion: Fusion) -> None:
         super().__init__()
         self.dim, self.num_heads, self.head_dim = layer.dim, layer.num_heads, layer.head_dim
         self.dynamic, self.grid_size, self.num_prefix_tokens = layer.dynamic, layer.grid_size, layer.num_prefix_tokens
-        self.norm, in_weight, in_bias = _folded(norm, layer.in_proj)
+        self.norm, in_weight, in_bias = _folded(norm, fusion.norm1, layer.in_proj)
         self._freeze("in_weight", in_weight)
         self._freeze("in_bias", in_bias)
         alpha, beta = layer.mixing_weights()
@@ -154,10 +154,10 @@ class _FusedAggregation(_Constants):
 class _FusedMlp(_Constants):
     """x + mlp(norm(x)), where the layer's projections are plain; another activation than the exact GELU is called."""
 
-    def __init__(self, layer: PointwiseMlp, norm: nn.Module) -> None:
+    def __init__(self, layer: PointwiseMlp, norm: nn.Module, fusion: Fusion) -> None:
         super().__init__()
-        self.norm, w1, b1 = _folded(norm, layer.fc1)
-        self.act = None if layer.is_fusible() else layer.act
+        self.norm, w1, b1 = _folded(norm, fusion.norm2, layer.fc1)
+        self.act = None if fusion.act is None else layer.act
         for name, tensor in (("w1", w1), ("b1", b1), ("w2", layer.fc2.weight), ("b2", layer.fc2.bias)):
             self._freeze(name, tensor)
 
@@ -207,19 +207,25 @@ class FusedContainerBlock(nn.Module):
         super().__init__()
         block.eval().requires_grad_(False)
         position, aggregation, mlp, drop_path = block.pos_embed, block.aggregation, block.mlp, block.drop_path
-        self.fused_position = _FusedLocal(position) if is_plain(position, LocalAggregation) else position
-        if _has_plain_affinities(aggregation) and is_sample_scale(drop_path):
-            self.fused_aggregation = _FusedAggregation(aggregation, block.norm1)
+        self.fusion = fusion = fusion_after_fuse(block)
+        is_local = fusion.pos_embed is None and isinstance(position, LocalAggregation)
+        self.fused_position = _FusedLocal(position) if is_local else position
+        if fusion.aggregation is None:
+            self.fused_aggregation = _FusedAggregation(aggregation, block.norm1, fusion)
         else:
             self.fused_aggregation = _CalledBranch(aggregation, block.norm1, drop_path)
-        if _has_plain_projections(mlp) and is_sample_scale(drop_path):
-            self.fused_mlp = _FusedMlp(mlp, block.norm2)
+        if fusion.mlp is None:
+            self.fused_mlp = _FusedMlp(mlp, block.norm2, fusion)
         else:
             self.fused_mlp = _CalledBranch(mlp, block.norm2, drop_path)
         for name in _CALL_HOOKS:
             setattr(self, name, getattr(block, name))
         self.eval()
         self.register_load_state_dict_pre_hook(refuse_weights_of_the_other_kind)
+
+    def why_not_fused(self) -> str | None:
+        """None where nothing but the five operations runs; else which layers are called, and why."""
+        return self.fusion.why_not_fused()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused_mlp(self.fused_aggregation(self.fused_position(x)))
@@ -247,23 +253,9 @@ def refuse_weights_of_the_other_kind(module: nn.Module, state_dict: dict, prefix
     )
 
 
-def _has_plain_affinities(layer: nn.Module) -> bool:
-    return is_plain(layer, ContextAggregation) and layer.is_fusible() and layer.token_mlp is None
-
-
-def _has_plain_projections(layer: nn.Module) -> bool:
-    return (
-        is_plain(layer, PointwiseMlp)
-        and is_plain(layer.fc1, Pointwise)
-        and is_plain(layer.fc2, Pointwise)
-        and is_plain(layer.drop1, nn.Dropout)
-        and is_plain(layer.drop2, nn.Dropout)
-    )
-
-
-def _folded(norm: nn.Module, layer: nn.Linear) -> tuple[nn.Module | None, Tensor, Tensor]:
+def _folded(norm: nn.Module, why_called: str | None, layer: nn.Linear) -> tuple[nn.Module | None, Tensor, Tensor]:
     """What has to be called before a linear layer on the result of `norm`, and the layer's weight and bias then."""
     weight, bias = layer.weight, layer.bias
-    if not is_foldable(norm, None):
+    if why_called is not None:
         return norm, weight, weight.new_zeros(len(weight)) if bias is None else bias
     return None, *affine_of(norm).fold_into(weight, bias, weight.dtype)

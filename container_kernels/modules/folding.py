@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ops.fold_norm import Moments, fold_norm, track_moments
 from ..ops.library import accumulation_dtype
-from .plain import has_hooks
+from .plain import why_hooked
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 _FROZEN_BUFFERS = {"weight", "bias", "running_mean", "running_var"}
@@ -42,23 +42,29 @@ class Affine(NamedTuple):
         return scale, (0 if self.beta is None else self.beta) - mean * scale
 
 
-def can_fold(norm: nn.Module) -> bool:
-    """Whether `norm` is of a kind that `affine_of` knows. Others have to be called, and so have norms with hooks."""
-    if has_hooks(norm):
-        return False
-    if type(norm) is BatchNormAct2d or type(norm) is FrozenBatchNormAct2d:
-        return isinstance(norm.act, nn.Identity) and isinstance(norm.drop, nn.Identity)
-    return type(norm) in _BATCH_NORMS or _is_frozen(norm)
+def why_unknown(norm: nn.Module) -> str | None:
+    """None where `norm` is of a kind that `affine_of` knows. Others have to be called, and so have norms with hooks."""
+    if type(norm) in (BatchNormAct2d, FrozenBatchNormAct2d):
+        if not (isinstance(norm.act, nn.Identity) and isinstance(norm.drop, nn.Identity)):
+            return "has an activation"
+    elif not (type(norm) in _BATCH_NORMS or _is_frozen(norm)):
+        return f"is of class {type(norm).__name__}, no batch norm"
+    return why_hooked(norm)
 
 
 def needs_statistics(norm: nn.Module) -> bool:
     """Whether a norm that can be folded normalizes by the statistics of its batch."""
-    return can_fold(norm) and isinstance(norm, _BATCH_NORMS) and (norm.training or norm.running_mean is None)
+    is_batch_norm = isinstance(norm, _BATCH_NORMS) and (norm.training or norm.running_mean is None)
+    return is_batch_norm and why_unknown(norm) is None
 
 
-def is_foldable(norm: nn.Module, statistics: Moments | None) -> bool:
-    """Whether `affine_of(norm, statistics)` can be had: the kind is known, and so are the statistics it needs."""
-    return can_fold(norm) and (statistics is not None or not needs_statistics(norm))
+def why_not_foldable(norm: nn.Module, has_statistics: bool) -> str | None:
+    """None where `affine_of` can be had: the kind is known, and so are the statistics, if the norm needs some."""
+    if reason := why_unknown(norm):
+        return reason
+    if has_statistics or not needs_statistics(norm):
+        return None
+    return "needs statistics of the batch, which no fused pass before it makes"
 
 
 def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
@@ -67,7 +73,7 @@ def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
     In training this is a call of the norm: running statistics are updated, and a `SyncBatchNorm` sums over its group.
 
     Args:
-        norm: one that `can_fold`.
+        norm: of a known kind (`why_unknown`).
         statistics: sums of its input, where it `needs_statistics`.
 
     Raises:

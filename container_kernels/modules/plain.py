@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""When a block may compute what its layers do without calling them.
+"""When a block may compute what its layers do without calling them: each question has None for an answer, or a reason.
 
-Only where nobody could tell: a layer that was replaced or parametrized is of another class, one that somebody listens
-to or that is sharded has hooks, one that was wrapped in place has a `forward` of its own. Such layers are called, and
+Only where the difference cannot be seen: a layer that was replaced or parametrized is of another class, one that is
+listened to or sharded has hooks, one that was wrapped in place has a `forward` of its own. Such layers are called, and
 the rest of the block is fused around them. Hooks of all modules (`register_module_forward_hook`) do not count: programs
 that measure use them, and would measure something else. They see the block as one.
 """
@@ -11,6 +11,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..ops.library import accumulation_dtype
+
+
+def reasons(**parts: str | None) -> str | None:
+    """Those parts that have a reason, in words: "in_proj has hooks; out_proj …"; None where none has."""
+    return "; ".join(f"{name} {reason}" for name, reason in parts.items() if reason) or None
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -24,19 +29,29 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `module` is exactly a `kind` and nothing is hooked to it."""
-    return type(module) is kind and not has_hooks(module)
+def why_hooked(module: nn.Module) -> str | None:
+    if not has_hooks(module):
+        return None
+    return "has a forward of its own" if "forward" in vars(module) else "has hooks"
 
 
-def is_inactive(dropout: nn.Module) -> bool:
-    """Whether `dropout` returns its input."""
-    return is_plain(dropout, nn.Dropout) and (dropout.p == 0 or not dropout.training)
+def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str | None:
+    """Why `module` is not exactly one of `kinds` without anything hooked to it."""
+    if type(module) not in kinds:
+        return f"is of class {type(module).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}"
+    return why_hooked(module)
 
 
-def is_sample_scale(drop_path: nn.Module) -> bool:
-    """Whether `sample_scale` can replace `drop_path`."""
-    return is_plain(drop_path, nn.Identity) or is_plain(drop_path, DropPath)
+def why_active(dropout: nn.Module) -> str | None:
+    """Why `dropout` does not return its input."""
+    if reason := why_not_plain(dropout, nn.Dropout):
+        return reason
+    return f"drops elements with p = {dropout.p}" if dropout.p and dropout.training else None
+
+
+def why_not_sample_scale(drop_path: nn.Module) -> str | None:
+    """Why `sample_scale` cannot replace `drop_path`."""
+    return why_not_plain(drop_path, DropPath, nn.Identity)
 
 
 def sample_scale(drop_path: nn.Module, x: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ from ..ops.autocast import activation_dtype
 from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
 from .folding import Affine
-from .plain import is_inactive, is_plain
+from .plain import reasons, why_active, why_not_plain
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
@@ -49,29 +49,38 @@ class PointwiseMlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_fusible():
+        if self.why_not_fusible() is None:
             return self.fused(x)
         x = self.drop1(self.act(self.fc1(x)))
         return self.drop2(self.fc2(x))
 
-    def is_fusible(self) -> bool:
-        """Whether `fused` computes what the layers would, one after the other."""
-        return (
-            is_plain(self.fc1, Pointwise)
-            and is_plain(self.fc2, Pointwise)
-            and is_plain(self.act, nn.GELU)
-            and self.act.approximate == "none"
-            and is_inactive(self.drop1)
-            and is_inactive(self.drop2)
+    def why_not_fusible(self) -> str | None:
+        """None where `fused` computes what the layers would, one after the other."""
+        return self.why_projections_called() or reasons(act=why_not_exact_gelu(self.act))
+
+    def why_projections_called(self) -> str | None:
+        """The same, but for the activation."""
+        return reasons(
+            fc1=why_not_plain(self.fc1, Pointwise),
+            drop1=why_active(self.drop1),
+            fc2=why_not_plain(self.fc2, Pointwise),
+            drop2=why_active(self.drop2),
         )
 
     def fused(
         self, x: Tensor, norm: Affine | None = None, *, residual: bool = False, sample_scale: Tensor | None = None
     ) -> Tensor:
-        """sample_scale · mlp(norm(x)) (+ x), where the layer `is_fusible`."""
+        """sample_scale · mlp(norm(x)) (+ x), where nothing speaks against it (`why_not_fusible`)."""
         x = x.permute(0, 2, 3, 1)
         w1, b1 = self.fc1.weight, self.fc1.bias
         if norm is not None:
             w1, b1 = norm.fold_into(w1, b1, activation_dtype(x))
         y = fused_mlp(x, w1, b1, self.fc2.weight, self.fc2.bias, residual=residual, sample_scale=sample_scale)
         return y.permute(0, 3, 1, 2)
+
+
+def why_not_exact_gelu(act: nn.Module) -> str | None:
+    """Why `act` is not the GELU that `fused_mlp` computes."""
+    if reason := why_not_plain(act, nn.GELU):
+        return reason
+    return None if act.approximate == "none" else f"approximates by {act.approximate}"

@@ -10,7 +10,7 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
 from container_kernels import ContainerBlock
-from container_kernels.modules.folding import Affine, affine_of, can_fold, needs_statistics
+from container_kernels.modules.folding import Affine, affine_of, needs_statistics, why_unknown
 from container_kernels.modules.plain import sample_scale
 from container_kernels.ops.fold_norm import Moments
 
@@ -118,7 +118,7 @@ def test_known_norms_are_not_called(norm, monkeypatch):
 
 @pytest.mark.parametrize("norm", UNKNOWN)
 def test_unknown_norms_are_called(norm):
-    assert not can_fold(make_block(norm).norm1)
+    assert why_unknown(make_block(norm).norm1)
 
 
 def test_float32_is_as_exact_as_the_layers():
