@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""`python -m container_kernels`: what is installed here, which backends can run, why the others cannot."""
+"""What is installed here, which backends can run, why the others cannot.
 
+python -m container_kernels
+python -m container_kernels --model container_light     and what runs in a network: `Network.explain`
+"""
+
+import argparse
 import platform
+import sys
+from collections.abc import Sequence
 from importlib import metadata
+from typing import NamedTuple
 
 import torch
 
@@ -11,7 +19,13 @@ from . import _env, _extension
 Rows = list[tuple[str, str]]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m container_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", metavar="NAME", help="explain a network, by its name in timm")
+    options = parser.parse_args(arguments)
+    explained = None if options.model is None else _explanation(options.model)
     sections = {
         "versions": _versions(),
         "devices": _devices(),
@@ -22,6 +36,8 @@ def main() -> None:
         "environment variables, read by the build": _variables(_env.BUILD_VARIABLES),
     }
     print("\n\n".join(_section(title, rows) for title, rows in sections.items()))
+    if explained is not None:
+        print(f"\n{options.model}, float32, one image on {explained.device}\n{explained.table}")
 
 
 def _section(title: str, rows: Rows) -> str:
@@ -99,6 +115,25 @@ def _choice() -> Rows:
     return [(row.condition, f"{', '.join(row.order)} ({row.because})") for row in ROWS]
 
 
+class _Explained(NamedTuple):
+    device: torch.device
+    table: str
+
+
+def _explanation(name: str) -> _Explained:
+    import timm
+
+    from .models import Network
+
+    if not timm.is_model(name):
+        raise SystemExit(f"--model: expected the name of a network in timm, got {name!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = timm.create_model(name).to(device)
+    if not isinstance(network, Network):
+        raise SystemExit(f"--model: expected a network of container_kernels, {name} is of timm itself")
+    return _Explained(device, network.explain())
+
+
 def _variables(variables: dict[str, _env.Variable]) -> Rows:
     rows = []
     for name, variable in variables.items():
@@ -109,4 +144,4 @@ def _variables(variables: dict[str, _env.Variable]) -> Rows:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -41,6 +41,17 @@ def record(cuda=NO_CUDA, **cpu):
     return {"python": _extension.SOABI, "cuda": cuda, "cpu": cpu}
 
 
+def test_explains_a_network(capsys):
+    report.main(["--model", "container_tiny"])
+    assert capsys.readouterr().out.count("stages.") >= 2
+    for name, what in (
+        ("container_tinny", "the name of a network in timm"),
+        ("resnet18", "resnet18 is of timm itself"),
+    ):
+        with pytest.raises(SystemExit, match=what):
+            report.main(["--model", name])
+
+
 @pytest.fixture
 def import_blocked(monkeypatch):
     """The extension's imports fail."""

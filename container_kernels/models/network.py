@@ -15,6 +15,7 @@ from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
 from ..modules.folding import affine_of, why_not_foldable
 from .checkpoint import refuse_other_norm, translate_names
+from .explanation import explain_blocks, explanation
 
 try:
     from timm.models._input import update_model_input_size
@@ -121,6 +122,24 @@ class Network(nn.Module):
             self.norm = ChannelAffine(*affine_of(self.norm).scale_and_shift())
         self._is_fused = True
         return self.eval().requires_grad_(False)
+
+    def explain(self, input_size: Sequence[int] | None = None) -> str:
+        """A table of what runs: block by block, what is fused in training, in evaluation and after `fuse()`, which
+        backend serves each op, and the reason wherever it is not the fastest.
+
+        Runs the network once, on a black image, in evaluation.
+
+        Args:
+            input_size: (channels, height, width); by default that of timm's configuration of the network.
+
+        Raises:
+            ValueError: the network has no configuration, and no size is given.
+        """
+        size = input_size or getattr(self, "pretrained_cfg", {}).get("input_size")
+        if size is None:
+            raise ValueError("input_size: expected (channels, height, width) because timm did not make the network")
+        like = next(self.parameters())
+        return explanation(explain_blocks(self, like.new_zeros(1, *size)))
 
     def train(self: Self, mode: bool = True) -> Self:
         """As everywhere; but of a network that was fused, only the classifier follows."""

@@ -14,6 +14,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ else:
 
 _requested: str | None = None
 _cuda_on_host = False
+_record: "list[Choice] | None" = None
 
 
 @contextmanager
@@ -69,6 +71,31 @@ def cuda_on_host():
         yield
     finally:
         _cuda_on_host = previous
+
+
+class Choice(NamedTuple):
+    """`passed_over`: backends that the automatic choice tried first, and why they cannot serve."""
+
+    op: str
+    backend: str
+    passed_over: dict[str, str]
+
+
+@contextmanager
+def recorded_choices():
+    """Every choice inside the `with` block joins the list that it gives."""
+    global _record
+    previous, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = previous
+
+
+def _recorded(op: str, backend: str, passed_over: dict[str, str]) -> str:
+    if _record is not None:
+        _record.append(Choice(op, backend, passed_over))
+    return backend
 
 
 def choose(
@@ -104,11 +131,14 @@ def choose(
         reason = why_not(name, tensor, *facts)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
-        return name
-    for name in preference.order(op, tensor):
-        if why_not(name, tensor, *facts) is None:
-            return name
-    return "reference"
+        return _recorded(op, name, {})
+    passed_over = {}
+    for name in (*preference.order(op, tensor), "reference"):
+        reason = why_not(name, tensor, *facts)
+        if reason is None:
+            return _recorded(op, name, passed_over)
+        passed_over[name] = reason
+    raise RuntimeError(f"no backend can serve this call of {op}: {passed_over}")
 
 
 def why_not_here(name: str, tensor: Tensor) -> str | None:

@@ -110,15 +110,60 @@ def test_an_exchanged_layer_is_called(name):
     block = make_block("batch norm", drop=0.1, drop_path=0.1)
     parent, _, child = name.rpartition(".")
     setattr(block.get_submodule(parent), child, CalledLayer(block.get_submodule(name)))
+    assert name.rpartition(".")[2] in block.eval().why_not_fused()
     fused = assert_fuses(block, image(2, 12, 4, 5))
     assert any(isinstance(module, CalledLayer) for module in fused.modules())
+    assert f"{name.rpartition('.')[2]} is of class CalledLayer" in fused.why_not_fused()
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_hooked_layer_is_called(name):
     block = make_block("batch norm", drop=0.1, drop_path=0.1)
     block.get_submodule(name).register_forward_hook(lambda module, args, out: out * 1.5)
-    assert_fuses(block, image(2, 12, 4, 5))
+    fused = assert_fuses(block, image(2, 12, 4, 5))
+    assert f"{name.rpartition('.')[2]} has hooks" in fused.why_not_fused()
+
+
+def test_a_block_of_known_layers_has_no_reason():
+    block = make_block("batch norm", drop_path=0.3)
+    assert block.why_not_fused() is None and block.eval().why_not_fused() is None
+    assert block.fuse().why_not_fused() is None
+
+
+def test_dropout_is_a_reason_in_training_alone():
+    block = make_block("batch norm", drop=0.2)
+    assert block.why_not_fused() == (
+        "norm1 comes before a layer that is called; aggregation proj_drop drops elements with p = 0.2; "
+        "norm2 comes before a layer that is called; mlp drop1 drops elements with p = 0.2; drop2 drops elements with "
+        "p = 0.2"
+    )
+    assert block.eval().why_not_fused() is None
+
+
+def recording(forward, called):
+    def record(self, x):
+        called.append(self)
+        return forward(self, x)
+
+    return record
+
+
+@pytest.mark.parametrize("norm", [*NORMS, *UNKNOWN])
+def test_the_reason_is_what_forward_does(norm, monkeypatch):
+    """A norm is called just where there is a reason."""
+    for training in (False, True):
+        block = make_block(norm, training=training)
+        if isinstance(block.norm1, nn.SyncBatchNorm):
+            continue  # its own forward takes no CPU tensors
+        called = []
+        kind = type(block.norm1)
+        # Not a hook, which would be a reason itself.
+        monkeypatch.setattr(kind, "forward", recording(kind.forward, called))
+        reason = block.why_not_fused()
+        block(image(2, 12, 4, 5))
+        monkeypatch.undo()
+        for name in ("norm1", "norm2"):
+            assert any(layer is getattr(block, name) for layer in called) == (f"{name} " in (reason or ""))
 
 
 def test_hooks_of_the_block_move():
