@@ -20,16 +20,16 @@ from affinity_maps.figure import draw_affinities
 from affinity_maps.files import check_files, load_unfused
 from affinity_maps.measure import Layer, Measurement, measure
 from affinity_maps.selection import DEFAULT_QUERIES, parse_head, parse_queries, refuse_signs
+from tasks.classification.data import evaluation_transform
+from tasks.classification.option_checks import check_compute
+from tasks.classification.saved_network import find_network
+from tasks.classification.sources import decode_image
 from training.checkpoint import atomic_write
 from training.compute import make_compute
-from training.data import evaluation_transform
 from training.distributed import join_world
-from training.entry import run_program
 from training.errors import OptionError
 from training.options import option, parse_explicit, positional
-from training.rules import check_compute
-from training.saved_network import find_network
-from training.sources import decode_image
+from training.program import run_program
 
 from container_kernels.analysis import TERMS
 

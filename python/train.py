@@ -10,21 +10,21 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 
 from __future__ import annotations
 
-from training.build import Run, build_run
+from tasks.classification.build import Run, build_run
+from tasks.classification.option_checks import check, require_file, resolve
+from tasks.classification.sources import open_training_sources
+from tasks.classification.validation import judge_checkpoint, settings_from
 from training.checkpoint import read_run
 from training.distributed import join_world, launched_size
 from training.engine import fit
-from training.entry import run_program
 from training.errors import DataError
 from training.interrupt import Interrupted, StopGuard
-from training.judge import judge_checkpoint, settings_from
 from training.options import parse_explicit
+from training.program import run_program
 from training.progress import Progress
 from training.report import Report
-from training.rules import check, require_file, resolve
 from training.run_folder import choose_folder, make_folder
-from training.sources import open_training_sources
-from training.state import restore
+from training.run_state import restore
 
 
 def main(argv: list[str]) -> Run | None:

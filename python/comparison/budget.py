@@ -8,7 +8,8 @@ import math
 import tempfile
 import time
 
-from training.build import build_run
+from tasks.classification.build import build_run
+from tasks.classification.sources import Source
 from training.distributed import World
 from training.engine import fit
 from training.errors import OptionError
@@ -16,7 +17,6 @@ from training.interrupt import StopGuard
 from training.options import Options
 from training.progress import Progress
 from training.report import Report
-from training.sources import Source
 
 from comparison.plan import Trial, share_of_images
 from comparison.settings import Settings

@@ -7,7 +7,9 @@ import dataclasses
 import os
 import time
 
-from training.build import Run, build_run
+from tasks.classification.build import Run, build_run
+from tasks.classification.sources import Source, digest_images
+from tasks.classification.subset import take_fraction
 from training.checkpoint import read_run
 from training.distributed import World
 from training.engine import fit
@@ -17,9 +19,7 @@ from training.options import Options, wrap_command_line
 from training.progress import Progress, format_seconds
 from training.report import Report
 from training.run_folder import make_folder
-from training.sources import Source, digest_images
-from training.state import restore
-from training.subset import take_fraction
+from training.run_state import restore
 
 from comparison.budget import choose_epochs, measure_speed
 from comparison.contenders import CONTENDERS

@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from tasks.classification.option_checks import check, check_compute, device_type, resolve
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError
 from training.options import Options, flag, option
-from training.rules import check, check_compute, device_type, resolve
 
 from comparison.contenders import CONTENDERS, CORE, Contender
 

@@ -7,11 +7,11 @@ import math
 import time
 
 import torch
+from tasks.classification.build import Position, Run
+from tasks.classification.metrics import evaluate
 from timm.utils import dispatch_clip_grad, distribute_bn
 
-from training.build import Position, Run
 from training.errors import DataError, TrainingError
-from training.evaluation import evaluate
 from training.interrupt import Interrupted
 from training.progress import Meter, Progress, format_seconds
 from training.randomness import derive_seed, seed_everything

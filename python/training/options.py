@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The command line of `train.py` as one typed dataclass; its fields are the parser.
 
-Names and defaults are those of DeiT's `main.py`, which trained the released network. `rules.py` says which
+Names and defaults are those of DeiT's `main.py`, which trained the released network. `option_checks.py` says which
 combinations are allowed.
 """
 
@@ -149,7 +149,8 @@ def wrap_command_line(values: dict, width: int) -> list[str]:
 def parse_explicit(argv: list[str], description: str, cls: type = Options) -> dict:
     """Only the options that `argv` names, typed, as {field name: value}.
 
-    Options left out are left out here too: what they become depends on the data and on --resume (`rules.resolve`).
+    Options left out are left out here too: what they become depends on the data and on --resume, see
+    `option_checks.resolve`.
 
     Raises:
         OptionError: an unknown option (prefixes do not count), a missing or malformed value.

@@ -9,15 +9,15 @@ import os
 import time
 
 import torch
+from tasks.classification.build import Position, Run
+from tasks.classification.curves import draw_curves
+from tasks.classification.metrics import Metrics
+from tasks.classification.option_checks import DIGITS_RECIPE, peak_lr
 
-from training.build import Position, Run
 from training.checkpoint import atomic_write, save_checkpoint
-from training.curves import draw_curves
-from training.evaluation import Metrics
 from training.options import wrap_command_line
 from training.progress import format_seconds
-from training.rules import DIGITS_RECIPE, peak_lr
-from training.state import capture, describe
+from training.run_state import capture, describe
 
 COLUMNS = (
     "epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "ema_loss", "ema_top1", "ema_top5",

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from training.compute import ImageFormat, make_compute
-from training.data import (
+from tasks.classification.data import (
     Augmenter,
     EvaluationBatches,
     TrainingBatches,
@@ -11,10 +10,11 @@ from training.data import (
     make_loader,
     training_transform,
 )
+from tasks.classification.sources import FolderSource
+from training.compute import ImageFormat, make_compute
 from training.distributed import World
 from training.errors import DataError
 from training.options import Options
-from training.sources import FolderSource
 from trial_runs import CLASSES
 
 FORMAT = ImageFormat(size=32, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))

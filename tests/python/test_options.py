@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 import train
+from tasks.classification.option_checks import check, check_compute, resolve
 from training.distributed import World
-from training.entry import run_program
 from training.errors import CheckpointError, DataError, OptionError
 from training.options import Options, flag, parse_explicit
-from training.rules import check, check_compute, resolve
+from training.program import run_program
 from trial_runs import small_run
 
 

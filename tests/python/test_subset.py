@@ -4,15 +4,15 @@ import collections
 
 import numpy
 import pytest
+from tasks.classification.build import build_run
+from tasks.classification.data import TrainingBatches
+from tasks.classification.decoded_cache import MemorySource, keep_decoded
+from tasks.classification.sources import DigitsSource, FolderSource
+from tasks.classification.subset import SubsetSource, repeat_images, select_images, take_fraction
 from test_data import world
-from training.build import build_run
-from training.data import TrainingBatches
 from training.errors import DataError
 from training.interrupt import StopGuard
-from training.memory import MemorySource, keep_decoded
 from training.options import Options
-from training.sources import DigitsSource, FolderSource
-from training.subset import SubsetSource, repeat_images, select_images, take_fraction
 
 
 @pytest.fixture(scope="module")

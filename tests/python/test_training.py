@@ -15,7 +15,7 @@ import torch
 import train
 import validate
 from PIL import Image
-from training import judge
+from tasks.classification import validation
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
 from trial_runs import PROGRAMS, small_run
@@ -284,13 +284,13 @@ def test_weights_of_other_programs_are_judged(finished, images, tmp_path):
 @pytest.mark.parametrize("name", ["container_tiny", "repghostnet_050", "test_resnet"])
 def test_a_fused_network_is_judged_alike(name, images, tmp_path, monkeypatch):
     """Ours by its own method, others by timm's function, which leaves a network without anything to fuse as it is."""
-    fuse, fused = judge.fuse, []
+    fuse, fused = validation.fuse, []
 
     def recording_fuse(model):
         fused.append(fuse(model))
         return fused[-1]
 
-    monkeypatch.setattr(judge, "fuse", recording_fuse)
+    monkeypatch.setattr(validation, "fuse", recording_fuse)
     model = timm.create_model(name, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     arguments = ["--model", name, "--num-classes", "3", "--checkpoint", str(tmp_path / "weights.pth")]

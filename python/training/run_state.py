@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from training.build import Position, Run
+from tasks.classification.build import Position, Run
+from tasks.classification.sources import enumerate_names
+
 from training.errors import CheckpointError
-from training.sources import enumerate_names
 
 
 def capture(run: Run) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
-
 from training.compute import Compute, ImageFormat
-from training.data import EvaluationBatches, evaluation_transform, make_loader
 from training.distributed import World
 from training.errors import DataError
 from training.interrupt import StopGuard
 from training.progress import Progress
-from training.sources import Source
+
+from tasks.classification.data import EvaluationBatches, evaluation_transform, make_loader
+from tasks.classification.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)

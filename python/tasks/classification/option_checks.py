@@ -11,10 +11,10 @@ import timm
 import timm.optim
 import torch
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-
-import container_kernels  # noqa: F401  registers our models with timm
 from training.errors import OptionError
 from training.options import Options, flag
+
+import container_kernels  # noqa: F401  registers our models with timm
 
 # Without --data-path: handwritten digits, small and without left-right symmetry, learned in about a minute on a CPU.
 DIGITS_RECIPE = dict(

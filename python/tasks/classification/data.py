@@ -17,14 +17,14 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import transforms
-
 from training.compute import ImageFormat
 from training.distributed import World
 from training.errors import DataError
 from training.options import Options
 from training.randomness import derive_seed, seed_host
-from training.rules import mixes, uses_policy
-from training.sources import Source
+
+from tasks.classification.option_checks import mixes, uses_policy
+from tasks.classification.sources import Source
 
 SMALL_INPUT = 64
 """Up to this size nothing is cut away: images are resized to it, and training shifts them by up to an eighth."""

@@ -17,21 +17,21 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-
-import container_kernels  # noqa: F401  registers our models with timm
-from training import data
 from training.checkpoint import load_weights
 from training.compute import Compute, ImageFormat, make_compute
 from training.distributed import World
 from training.errors import OptionError
-from training.evaluation import Evaluation, make_evaluation
 from training.interrupt import StopGuard
-from training.memory import keep_decoded
 from training.options import Options
 from training.randomness import seed_everything
-from training.rules import mixes, peak_lr
-from training.sources import Source
-from training.subset import repeat_images, select_images
+
+import container_kernels  # noqa: F401  registers our models with timm
+from tasks.classification import data
+from tasks.classification.decoded_cache import keep_decoded
+from tasks.classification.metrics import Evaluation, make_evaluation
+from tasks.classification.option_checks import mixes, peak_lr
+from tasks.classification.sources import Source
+from tasks.classification.subset import repeat_images, select_images
 
 
 @dataclasses.dataclass

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 from timm.utils import reparameterize_model
 from torch import nn
-
 from training.checkpoint import load_weights
 from training.compute import make_compute
 from training.distributed import join_world
 from training.errors import DataError, OptionError
-from training.evaluation import Metrics, evaluate, make_evaluation
 from training.options import option
 from training.progress import Progress
-from training.rules import check_compute
-from training.saved_network import find_network
-from training.sources import open_validation_source
+
+from tasks.classification.metrics import Metrics, evaluate, make_evaluation
+from tasks.classification.option_checks import check_compute
+from tasks.classification.saved_network import find_network
+from tasks.classification.sources import open_validation_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
