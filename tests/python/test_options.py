@@ -6,16 +6,18 @@ import sys
 import pytest
 import torch
 import train
-from tasks.classification.option_checks import check, check_compute, resolve
+from tasks.classification.option_checks import check, resolve
+from tasks.classification.options import Options
 from training.distributed import World
 from training.errors import CheckpointError, DataError, OptionError
-from training.options import Options, flag, parse_explicit
+from training.option_checks import check_compute
+from training.options import flag, parse_explicit
 from training.program import run_program
 from trial_runs import small_run
 
 
 def options_of(line: str, saved: dict | None = None) -> Options:
-    explicit = parse_explicit(line.split(), "")
+    explicit = parse_explicit(line.split(), "", Options)
     options = resolve(explicit, saved)
     check(options, set(explicit))
     return options

@@ -1,35 +1,32 @@
 # SPDX-License-Identifier: MIT
-"""Judging a model on every validation image exactly once, over any number of ranks."""
+"""Judging a classifier on every validation image exactly once, over any number of ranks."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
+from training.batches import EvaluationBatches
 from training.compute import Compute, ImageFormat
 from training.distributed import World
-from training.errors import DataError
+from training.evaluation import Evaluation, sum_counts
 from training.interrupt import StopGuard
 from training.progress import Progress
 
-from tasks.classification.data import EvaluationBatches, evaluation_transform, make_loader
+from tasks.classification.data import evaluation_transform, image_loader
 from tasks.classification.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The images a model is judged on, and how it is computed."""
+class LabelledEvaluation(Evaluation):
+    """The images a classifier is judged on, and how it is computed."""
 
-    world: World
     compute: Compute
     image_format: ImageFormat
-    batches: EvaluationBatches
-    loader: DataLoader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +48,15 @@ def make_evaluation(
     batch_size: int,
     num_workers: int | None,
     limit_batches: int | None = None,
-) -> Evaluation:
+) -> LabelledEvaluation:
     """Everything `evaluate` needs besides a model."""
-    batches = EvaluationBatches(source, batch_size, world, limit_batches)
-    loader = make_loader(source, evaluation_transform(image_format), batches, num_workers, world)
-    return Evaluation(world, compute, image_format, batches, loader)
+    batches = EvaluationBatches(len(source.labels), batch_size, world, limit_batches)
+    loader = image_loader(source, evaluation_transform(image_format), batches, num_workers, world)
+    return LabelledEvaluation(world, batches, loader, compute, image_format)
 
 
-@torch.inference_mode()
 def evaluate(
-    model: nn.Module, evaluation: Evaluation, guard: StopGuard | None = None, progress: Progress | None = None
+    model: nn.Module, evaluation: LabelledEvaluation, guard: StopGuard | None = None, progress: Progress | None = None
 ) -> Metrics:
     """Judge `model`: counts are summed over the ranks, nothing is padded.
 
@@ -69,27 +65,16 @@ def evaluate(
         DataError: an image cannot be read; with `guard` on every rank.
     """
     started = time.monotonic()
-    model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=evaluation.compute.device)
-    progress = progress or Progress(shown=False)
-    with progress.over("evaluation", evaluation.batches.images) as meter:
-        # a rank with a batch less than others still takes part in their checks
-        idle_turns = evaluation.batches.longest_rank - len(evaluation.batches)
-        for batch in itertools.chain(evaluation.loader, [None] * idle_turns):
-            if guard is not None:
-                guard.check(batch)
-            elif isinstance(batch, DataError):
-                raise batch
-            if batch is not None:
-                sums += _count(model, batch, evaluation)
-                meter.advance(len(batch[0]) * evaluation.world.size)
-    loss, top1, top5, images = evaluation.world.sum(sums).tolist()
+    count = functools.partial(_count, model.eval(), evaluation)
+    loss, top1, top5, images = sum_counts(count, 4, evaluation, guard, progress)
     return Metrics(loss / images, 100 * top1 / images, 100 * top5 / images, int(images), time.monotonic() - started)
 
 
-def _count(model: nn.Module, batch, evaluation: Evaluation) -> torch.Tensor:
+def _count(model: nn.Module, evaluation: LabelledEvaluation, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """[sum of losses, images right at the first guess, right among the first five, images], float64."""
-    images, labels = evaluation.compute.prepare(batch, evaluation.image_format)
+    images, labels = batch
+    images = evaluation.compute.normalize(images, evaluation.image_format)
+    labels = labels.to(images.device, non_blocking=True)
     with evaluation.compute.autocast():
         logits = model(images)
     logits = logits.float()

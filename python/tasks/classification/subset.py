@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy
 from PIL import Image
-from training.options import Options
 
+from tasks.classification.options import Options
 from tasks.classification.sources import Source
 
 VALIDATION_SEED = 0
