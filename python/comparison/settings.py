@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from tasks.classification.option_checks import DEFAULTS, check, resolve
-from tasks.classification.options import Options
+from tasks.classification.options import DataOptions, Options
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError
@@ -19,11 +19,10 @@ from comparison.contenders import CONTENDERS, CORE, Contender
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(LoopOptions):
+class Settings(LoopOptions, DataOptions):
     """Everything a comparison is told. What is None without a word about it depends on the device: see `CPU`, `GPU`."""
 
     data_path: str | None = option(None, "folder or tar of class folders, or of train and val trees", "data")
-    val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
     num_workers: int | None = option(None, "processes that load images (default: one a core, up to 8; CPU: 0)", "data")
 
     models: tuple[str, ...] | None = option(

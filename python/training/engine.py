@@ -114,10 +114,10 @@ class EpochTotals:
         self.run = run
         self._steps_per_check = GPU_STEPS_PER_CHECK if run.compute.device.type == "cuda" else 1
         self._names = run.task.part_names
-        position, starts = run.position, run.world.is_main  # where what is summed already is taken up by one rank
-        sums = [position.loss_sum, *(position.parts.get(name, 0.0) for name in self._names)]
-        self._sums = torch.tensor(sums, dtype=torch.float64, device=run.compute.device) * starts
-        self._images = position.images * starts
+        before = run.position if run.world.is_main else Position()  # a stop: one rank takes up what was summed
+        sums = [before.loss_sum, *(before.parts.get(name, 0.0) for name in self._names)]
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=run.compute.device)
+        self._images = before.images
         self._mean = math.nan
         self._started = time.monotonic()
 

@@ -80,7 +80,7 @@ class AngleTask(Task):
 
     def step(self, network, batch):
         direction, length = (part.mean() for part in self._parts(network, batch))
-        weight = 1.0
+        weight = 2.0
         if self.options.anneal:
             weight, self.seen = 1 / (1 + self.seen), self.seen + 1
         parts = {"direction": direction, "length": length}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from angles import AngleOptions, angle_run, build_run, main
+from angles import AngleOptions, angle_run, build_run, main, make_loader
 from test_data import world
 from training.engine import add_gradients, take_batches
-from training.errors import OptionError
+from training.errors import DataError, OptionError
 from training.interrupt import StopGuard
 from training.optimization import peak_lr
 
@@ -56,6 +56,32 @@ def test_a_run_is_that_of_the_larger_batch(tmp_path):
     assert parts.history[0]["lr"] != parts.history[1]["lr"]
 
 
+def test_a_batch_that_cannot_be_read_stops_before_its_step(tmp_path, monkeypatch):
+    """The second of a step: what the first would have changed beside the weights could not be undone."""
+    monkeypatch.setattr("angles.make_loader", lambda *arguments: Spoiled(make_loader(*arguments), number=3))
+    with pytest.raises(DataError, match="spoiled"):
+        main(angle_run(tmp_path / "parts"))
+    monkeypatch.undo()
+    last = torch.load(tmp_path / "parts" / "last.pth", weights_only=True)
+    assert (last["position"]["step"], last["task_state"]) == (1, {"seen": 2})
+    parts = main(["--resume", str(tmp_path / "parts" / "last.pth"), "--device", "cpu"])
+    whole = main(angle_run(tmp_path / "whole"))
+    assert [row["train_loss"] for row in parts.history] == [row["train_loss"] for row in whole.history]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, parts.model.state_dict()[name]), name
+
+
+class Spoiled:
+    """A loader whose batch `number` cannot be read."""
+
+    def __init__(self, loader, number):
+        self.loader, self.number = loader, number
+
+    def __iter__(self):
+        for number, batch in enumerate(self.loader):
+            yield DataError("spoiled") if number == self.number else batch
+
+
 def test_the_learning_rate_follows_the_global_batch():
     assert peak_lr(AngleOptions(batch_size=64, accumulate_steps=4), 2) == pytest.approx(5e-4)
 
@@ -95,6 +121,12 @@ def test_two_ranks_have_the_gradient_of_all_their_images(ranks):
 def test_ranks_exchange_gradients_once_per_step(ranks):
     for rank in ranks:
         assert [step["reductions"] for step in rank["steps"]] == [1, 2, 3]
+
+
+def test_losses_are_averaged_over_ranks_by_name(ranks):
+    """Rank 1 gives its losses in another order than rank 0."""
+    for row in ranks[0]["accumulated"]["history"]:
+        assert row["train_loss"] == pytest.approx(row["train_direction"] + 2 * row["train_length"], rel=1e-12)
 
 
 def test_two_ranks_train_as_with_the_larger_batch(ranks):

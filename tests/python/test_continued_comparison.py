@@ -88,6 +88,18 @@ def test_other_images_are_refused(own_images, tmp_path, refused, begun):
     refused(arguments(moved, begun), OptionError, r"\(classes, training_images, validation_images\) would not be")
 
 
+def test_a_comparison_from_before_an_option_existed_continues(original, images, begun):
+    path = begun / "comparison.json"
+    content = json.loads(path.read_text())
+    del content["recipe"]["accumulate_steps"]
+    path.write_text(json.dumps(content))
+    assert compare.main(arguments(images, begun)).runs == original[0].runs
+    content["recipe"]["smoothing"] = 0.2
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match=r"the recipe \(smoothing\) would not be"):
+        compare.main(arguments(images, begun))
+
+
 def test_another_recipe_or_network_is_refused(images, begun, refused, monkeypatch):
     monkeypatch.setitem(comparison_settings.RECIPE, "smoothing", 0.2)
     refused(arguments(images, begun), OptionError, r"the recipe \(smoothing\) would not be what the comparison")

@@ -60,6 +60,7 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--momentum 0.9", "--momentum has no effect with --opt adamw"),
         ("--epochs 0", "--epochs must be 1 or more, got 0"),
         ("--batch-size -4", "--batch-size must be 1 or more, got -4"),
+        ("--accumulate-steps 0", "--accumulate-steps must be 1 or more, got 0"),
         ("--lr 0", "--lr must be more than 0, got 0.0"),
         ("--reprob 1.5", "--reprob must be from 0 to 1, got 1.5"),
         ("--smoothing 1", "--smoothing must be 0 or more and less than 1, got 1.0"),
@@ -151,6 +152,9 @@ def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
         options_of("--model-kwargs depths=(1,2)", saved)
     # a run from before there was --train-fraction took all images
     assert options_of("--train-fraction 1", saved).train_fraction == 1
+    assert options_of("", saved).accumulate_steps == 1
+    with pytest.raises(OptionError, match=r"--accumulate-steps 2 contradicts the resumed run, which has 1"):
+        options_of("--accumulate-steps 2", saved)
     with pytest.raises(OptionError, match=r"--train-fraction 0.1 contradicts the resumed run, which has 1.0"):
         options_of("--train-fraction 0.1", saved)
 

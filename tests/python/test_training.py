@@ -50,6 +50,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, images, tmp_path, s
     assert_same_run(resumed, finished[0])
 
 
+def test_steps_of_several_batches_are_resumed_between_them(images, tmp_path, stop_at, monkeypatch, capsys):
+    """Six batches are a step of four and one of two."""
+    accumulated = ("--accumulate-steps", "4")
+    whole = train.main(small_run(images, tmp_path / "whole", *accumulated))
+    assert "3 epochs of 2 steps (4 batches each), batch 16," in capsys.readouterr().out
+    stop_at(11)  # an epoch has 2 checks of steps and 8 of evaluations
+    with pytest.raises(Interrupted):
+        train.main(small_run(images, tmp_path / "parts", *accumulated))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "parts" / "last.pth", weights_only=True)["position"]["step"] == 1
+    assert_same_run(train.main(["--resume", str(tmp_path / "parts" / "last.pth"), "--device", "cpu"]), whole)
+
+
 def test_workers_change_nothing(finished, images, tmp_path):
     assert_same_run(train.main(small_run(images, tmp_path, "--num-workers", "2")), finished[0])
 

@@ -22,13 +22,20 @@ class SavedNetworkOptions(ModelOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(TrainingOptions, ImageOptions):
-    """Everything a run is told."""
+class DataOptions:
+    """Where labelled images are."""
 
     data_path: str | None = option(
-        None, "folder or tar with train and val trees of class folders (default: handwritten digits)", "data"
-    )
+        None, "folder or tar of class folders, or of train and val trees of them (default: the checkpoint's, "
+        "or handwritten digits)", "data",
+    )  # fmt: skip
     val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions, ImageOptions, DataOptions):
+    """Everything a run is told."""
+
     mean: tuple[float, ...] | None = option(
         None, "mean of the channels, from 0 to 1 (default: the model's)", "data", nargs=3, metavar=("R", "G", "B")
     )

@@ -17,20 +17,16 @@ from training.progress import Progress
 from training.shared_options import ComputeOptions, ImageOptions, LoaderOptions
 
 from tasks.classification.metrics import Metrics, evaluate, make_evaluation
-from tasks.classification.options import SavedNetworkOptions
+from tasks.classification.options import DataOptions, SavedNetworkOptions
 from tasks.classification.saved_network import find_network
 from tasks.classification.sources import open_validation_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationOptions(ComputeOptions, LoaderOptions, ImageOptions, SavedNetworkOptions):
+class ValidationOptions(ComputeOptions, LoaderOptions, ImageOptions, DataOptions, SavedNetworkOptions):
     """What is evaluated and how. What is left out comes from the checkpoint, if it is one of `train.py`."""
 
     checkpoint: str | None = option(None, "the weights", "model")
-    data_path: str | None = option(
-        None, "folder or tar of class folders, or of a val, validation or test tree (default: the checkpoint's)", "data"
-    )
-    val_path: str | None = option(None, "folder or tar of class folders, in place of --data-path", "data")
     fuse: bool = option(False, "fold norms and parallel branches into other layers beforehand", "compute")
 
 
