@@ -78,6 +78,19 @@ def test_best_is_what_the_task_says(finished):
     assert len(best["history"]) == 1 + degrees.index(min(degrees))
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_best_weights_are_those_of_the_better_score(tmp_path, monkeypatch, capsys, sign):
+    monkeypatch.setattr(AngleTask, "score", lambda self, metrics: sign * metrics["degrees"])
+    row = main(angle_run(tmp_path, "--epochs", "1", "--warmup-epochs", "0")).history[0]
+    best, last = (torch.load(tmp_path / name, weights_only=True) for name in ("best.pth", "last.pth"))
+    averaged = sign * row["ema_degrees"] > sign * row["val_degrees"]
+    assert best["averaged"] == averaged == (sign == 1)
+    score = sign * row["ema_degrees" if averaged else "val_degrees"]
+    assert f"best score {score:.4f} in epoch 1" in capsys.readouterr().out
+    for name, tensor in last["model_ema" if averaged else "model"].items():
+        assert torch.equal(best["model"][name], tensor), name
+
+
 def test_the_log_names_losses_and_measurements(tmp_path, capsys):
     run = main(angle_run(tmp_path, "--epochs", "2"))
     output = capsys.readouterr().out
