@@ -106,7 +106,10 @@ class Task(abc.ABC):
                 raise CheckpointError(f"--resume: {name} of the checkpoint: expected {value}, got {content.get(name)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes while training beside the model, as tensors and plain values; {} if nothing does."""
+        """What changes while training beside the model, as tensors and plain values; {} if nothing does.
+
+        The main rank's is saved, and every rank continues with it.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
