@@ -39,7 +39,7 @@ class ImageOptions:
 class LoaderOptions:
     """How images are loaded."""
 
-    batch_size: int = option(128, "images per step and process", "data")
+    batch_size: int = option(128, "images per batch and process", "data")
     num_workers: int | None = option(
         None, "processes that load images, per rank (default: one per core, up to 8)", "data"
     )

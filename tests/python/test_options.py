@@ -6,8 +6,11 @@ import sys
 import pytest
 import torch
 import train
+from affinity_maps.options import AffinityOptions
+from comparison.settings import Settings
 from tasks.classification.option_checks import check, resolve
 from tasks.classification.options import Options
+from tasks.classification.validation import ValidationOptions
 from training.distributed import World
 from training.errors import CheckpointError, DataError, OptionError
 from training.option_checks import check_compute
@@ -211,6 +214,21 @@ def test_errors_are_one_line_and_an_exit_code(monkeypatch, capsys):
         run_program(train.main)
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: --epochs must be 1 or more, got 0\n"
+
+
+def test_options_that_programs_share_are_written_once():
+    programs = (Options, ValidationOptions, AffinityOptions, Settings)
+    classes = {base for program in programs for base in program.__mro__ if dataclasses.is_dataclass(base)}
+    written = [
+        (field.name, field.metadata["help"])
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if field.name in vars(cls).get("__annotations__", {})
+    ]
+    assert len(written) > len(dataclasses.fields(Options))
+    assert {option for option in written if written.count(option) > 1} == set()
+    names = [{field.name for field in dataclasses.fields(program)} for program in programs]
+    assert "device" in set.intersection(*names)
 
 
 def test_help_lists_every_option(capsys):
