@@ -73,7 +73,10 @@ class LoopOptions(ComputeOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions(LoopOptions, LoaderOptions, ModelOptions):
-    """All that the engine is told; a task adds its own. Names and defaults are those of DeiT's `main.py`."""
+    """All that the engine is told; a task adds its own. Names and defaults are those of DeiT's `main.py`.
+
+    The network is the task's to build: with `model`, `model_kwargs`, `initial_checkpoint` and `grad_checkpointing`.
+    """
 
     initial_checkpoint: str | None = option(None, "start from these weights; the output layer may differ", "model")
     model_ema: bool = option(True, "keep and evaluate an exponential moving average of the weights", "model")
