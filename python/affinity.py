@@ -12,52 +12,24 @@ alpha · dynamic + beta · static (mixed). The mean attention distance says how 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 
+from affinity_maps.description import describe, describe_prediction
 from affinity_maps.figure import draw_affinities
 from affinity_maps.files import check_files, load_unfused
-from affinity_maps.measure import Layer, Measurement, measure
-from affinity_maps.selection import DEFAULT_QUERIES, parse_head, parse_queries, refuse_signs
+from affinity_maps.measure import Measurement, measure
+from affinity_maps.options import AffinityOptions
+from affinity_maps.selection import parse_head, parse_queries, refuse_signs
+from tasks.classification.data import evaluation_transform
+from tasks.classification.saved_network import find_network
+from tasks.classification.sources import decode_image
 from training.checkpoint import atomic_write
 from training.compute import make_compute
-from training.data import evaluation_transform
 from training.distributed import join_world
-from training.entry import run_program
 from training.errors import OptionError
-from training.options import option, parse_explicit, positional
-from training.rules import check_compute
-from training.saved_network import find_network
-from training.sources import decode_image
-
-from container_kernels.analysis import TERMS
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AffinityOptions:
-    """The options of this program."""
-
-    checkpoint: str = positional("the weights: of train.py, released, or of any network of this package", "input")
-    image: str = positional("the image to look at", "input")
-    model: str | None = option(None, "the model (default: the checkpoint's)", "input")
-    model_kwargs: Mapping[str, object] | None = option(
-        None, "arguments of the model (default: the checkpoint's)", "input", nargs="+", metavar="KEY=VALUE"
-    )
-    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "input")
-    use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "input")
-    input_size: int | None = option(None, "height and width of the image (default: as trained)", "input")
-    crop_pct: float | None = option(None, "part of the resized image that is used (default: the model's)", "input")
-
-    layers: tuple[str, ...] | None = option(
-        None, "layers to map, by name or number (default: first, middle, last)", "maps", nargs="+", metavar="LAYER"
-    )
-    queries: tuple[str, ...] = option(DEFAULT_QUERIES, "where to look from", "maps", nargs="+", metavar="X,Y")
-    head: str = option("mean", "number of the head to map, or mean", "maps")
-
-    output: str = option("affinity.png", "the picture", "output")
-    json: str | None = option(None, "the numbers (default: beside the picture, .json)", "output")
-    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "output")
+from training.option_checks import check_compute
+from training.options import parse_explicit
+from training.program import run_program
 
 
 def main(argv: list[str]) -> Measurement:
@@ -84,8 +56,7 @@ def main(argv: list[str]) -> Measurement:
     image_format = saved.image_format(model, options.input_size, options.crop_pct)
     pixels = evaluation_transform(image_format)(decode_image(options.image, options.image))
     queries = parse_queries(options.queries, tuple(pixels.shape[1:]))
-    image, _ = compute.prepare((pixels[None], pixels), image_format)
-    measurement = measure(model, image, options.layers, queries, head)
+    measurement = measure(model, compute.normalize(pixels[None], image_format), options.layers, queries, head)
 
     prediction = describe_prediction(measurement.probabilities, saved.classes)
     with atomic_write(options.output) as file:
@@ -98,33 +69,6 @@ def main(argv: list[str]) -> Measurement:
         file.write(json.dumps(content, allow_nan=False).encode())
     print(*describe(measurement), "", f"picture  {options.output}", f"numbers  {numbers}", sep="\n")
     return measurement
-
-
-def describe_prediction(probabilities: list[float], classes: list[str] | None) -> dict | None:
-    """The most probable class; None for a network without a classifier."""
-    if not probabilities:
-        return None
-    label = max(range(len(probabilities)), key=probabilities.__getitem__)
-    return {"label": label, "name": classes[label] if classes else None, "probability": probabilities[label]}
-
-
-def describe(measurement: Measurement) -> list[str]:
-    """A table of the layers: their factors, and mean distances in pixels and as a part of a uniform affinity's."""
-    width = max(len(layer.name) for layer in measurement.layers)
-    header = "".join(f"{term + ' distance':>20}" for term in TERMS)
-    lines = [f"{'layer':{width}}{'grid':>9}{'alpha':>8}{'beta':>8}{header}"]
-    for layer in measurement.layers:
-        factors = "".join(f"{'-' if factor is None else f'{factor:.3f}':>8}" for factor in (layer.alpha, layer.beta))
-        distances = "".join(f"{_describe_distance(layer, term):>20}" for term in TERMS)
-        lines.append(f"{layer.name:{width}}{'×'.join(map(str, layer.grid_size)):>9}{factors}{distances}")
-    return [*lines, *(f"{name} is left out: {reason}" for name, reason in measurement.skipped.items())]
-
-
-def _describe_distance(layer: Layer, term: str) -> str:
-    mean = layer.mean_distance(term)
-    if mean is None:
-        return "-"
-    return f"{mean:.2f} px {mean / layer.uniform_distance:6.1%}" if layer.uniform_distance else f"{mean:.2f} px"
 
 
 if __name__ == "__main__":

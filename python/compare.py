@@ -19,15 +19,15 @@ from comparison.results import summarize
 from comparison.session import Session
 from comparison.settings import Settings, complete
 from comparison.table import write_table
+from tasks.classification.decoded_cache import keep_decoded
+from tasks.classification.sources import open_training_sources
 from training.checkpoint import atomic_write
 from training.distributed import join_world, launched_size
-from training.entry import run_program
 from training.errors import OptionError, TrainingError
 from training.interrupt import StopGuard
-from training.memory import keep_decoded
 from training.options import parse_explicit
+from training.program import run_program
 from training.run_folder import make_folder
-from training.sources import open_training_sources
 
 
 def main(argv: list[str]) -> Record:

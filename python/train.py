@@ -10,21 +10,18 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 
 from __future__ import annotations
 
-from training.build import Run, build_run
+from tasks.classification.build import build_run
+from tasks.classification.option_checks import check, resolve
+from tasks.classification.options import Options
+from tasks.classification.sources import open_training_sources
+from tasks.classification.task import Classification
+from tasks.classification.validation import judge_checkpoint, settings_from
 from training.checkpoint import read_run
-from training.distributed import join_world, launched_size
-from training.engine import fit
-from training.entry import run_program
-from training.errors import DataError
-from training.interrupt import Interrupted, StopGuard
-from training.judge import judge_checkpoint, settings_from
+from training.distributed import launched_size
+from training.option_checks import require_file
 from training.options import parse_explicit
-from training.progress import Progress
-from training.report import Report
-from training.rules import check, require_file, resolve
-from training.run_folder import choose_folder, make_folder
-from training.sources import open_training_sources
-from training.state import restore
+from training.program import run_program, train
+from training.run import Run
 
 
 def main(argv: list[str]) -> Run | None:
@@ -34,35 +31,21 @@ def main(argv: list[str]) -> Run | None:
         UserError: something the user can put right.
         Interrupted: stopped by a signal; the state was saved.
     """
-    explicit = parse_explicit(argv, __doc__)
+    explicit = parse_explicit(argv, __doc__, Options)
     require_file("resume", explicit.get("resume"))
     resumes = "resume" in explicit and not explicit.get("eval")
-    saved = read_run(explicit["resume"]) if resumes else None
+    saved = read_run(explicit["resume"], Classification.name) if resumes else None
     options = resolve(explicit, saved["options"] if saved else None)
     check(options, set(explicit), launched_size())
     if options.eval:
         judge_checkpoint(settings_from(explicit))
         return None
-
     sources = open_training_sources(options.data_path, options.val_path)
-    folder = choose_folder(options)
-    world = join_world(options.device)
-    with StopGuard(world) as guard:
-        run = build_run(options, world, guard, sources, folder)
-        remarks = restore(run, saved) if saved else []
-        report, progress = Report(run), Progress(world.is_main, options.log_seconds)
-        if world.is_main:
-            make_folder(folder)
-            print(report.describe_start(), *remarks, "", sep="\n", flush=True)
-        try:
-            fit(run, report, progress)
-        except (Interrupted, DataError):
-            if world.is_main:
-                print(f"saved; continue with: python python/train.py --resume {report.last}", flush=True)
-            raise
-    if world.is_main:
-        print("", report.describe_end(), sep="\n")
-    return run
+
+    def build(world, guard, folder):
+        return build_run(options, world, guard, sources, folder)
+
+    return train(options, saved, build, "python python/train.py")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from training.entry import run_program
-from training.judge import Judgement, ValidationOptions, judge_checkpoint
+from tasks.classification.validation import Judgement, ValidationOptions, judge_checkpoint
 from training.options import option, parse_explicit
+from training.program import run_program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from tasks.classification.sources import enumerate_names
 from training.errors import OptionError
-from training.sources import enumerate_names
 
 DEFAULT_QUERIES = ("0.5,0.5", "0.25,0.25")
 

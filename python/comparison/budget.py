@@ -8,15 +8,15 @@ import math
 import tempfile
 import time
 
-from training.build import build_run
+from tasks.classification.build import build_run
+from tasks.classification.options import Options
+from tasks.classification.sources import Source
 from training.distributed import World
 from training.engine import fit
 from training.errors import OptionError
 from training.interrupt import StopGuard
-from training.options import Options
 from training.progress import Progress
 from training.report import Report
-from training.sources import Source
 
 from comparison.plan import Trial, share_of_images
 from comparison.settings import Settings
@@ -51,7 +51,7 @@ def measure_speed(options: Options, world: World, guard: StopGuard, sources: tup
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         run = build_run(short, world, guard, sources, folder)
-        for loader in (run.loader, run.evaluation.loader):
+        for loader in (run.task.loader, run.task.evaluation.loader):
             next(iter(loader))  # starts the workers
         ready = time.monotonic()
         fit(run, Report(run, quiet=True), Progress(shown=False))
@@ -61,7 +61,7 @@ def measure_speed(options: Options, world: World, guard: StopGuard, sources: tup
     row = run.history[-1]
     return Speed(
         training=row["images_per_second"],
-        validation=run.evaluation.batches.images / row["val_seconds"],
+        validation=run.task.evaluation.batches.images / row["val_seconds"],
         start=ready - started + compiling,
         save=(seconds - first - second) / len(run.history),
     )

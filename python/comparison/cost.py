@@ -6,8 +6,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from tasks.classification.build import build_model
 from torch.utils.flop_counter import FlopCounterMode
-from training.build import build_model
 
 from comparison.contenders import Contender
 

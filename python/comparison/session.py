@@ -7,26 +7,28 @@ import dataclasses
 import os
 import time
 
-from training.build import Run, build_run
+from tasks.classification.build import build_run
+from tasks.classification.options import Options
+from tasks.classification.sources import Source, digest_images
+from tasks.classification.subset import take_fraction
 from training.checkpoint import read_run
 from training.distributed import World
 from training.engine import fit
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
-from training.options import Options, wrap_command_line
+from training.options import wrap_command_line
 from training.progress import Progress, format_seconds
 from training.report import Report
+from training.run import Run
 from training.run_folder import make_folder
-from training.sources import Source, digest_images
-from training.state import restore
-from training.subset import take_fraction
+from training.run_state import restore
 
 from comparison.budget import choose_epochs, measure_speed
 from comparison.contenders import CONTENDERS
 from comparison.cost import count_cost
 from comparison.plan import Trial, plan_trials, share_of_images
 from comparison.record import Record, as_json, describe_conditions
-from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options
+from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options, with_younger_options
 
 
 class Session:
@@ -52,7 +54,8 @@ class Session:
         train, val = self.sources
         data = dict(classes=train.classes, training_images=digest_images(train), validation_images=digest_images(val))
         data = record.unchanged("--data-path, --val-path", record.data, data)
-        recipe = record.unchanged("the recipe", record.recipe, describe_recipe(settings))
+        begun_with = record.recipe and as_json(with_younger_options(record.recipe))
+        recipe = record.unchanged("the recipe", begun_with, describe_recipe(settings))
         contenders = {name: self._describe(name, len(train.classes)) for name in settings.models}
         val = take_fraction(val, settings.val_fraction, seed=0)
         images = {f"{part:g}": len(take_fraction(train, part, seed=0).labels) for part in settings.fractions}
@@ -151,7 +154,7 @@ class Session:
     def _continue(self, run: Run, last: str) -> None:
         """Bring `run` to the state that it, and no other run, has left."""
         try:
-            content = read_run(last)
+            content = read_run(last, run.task.name)
             if not same_run(run.options, content["options"]):
                 raise CheckpointError(f"{last} is of a run with other options")
             restore(run, content)

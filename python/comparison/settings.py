@@ -6,21 +6,23 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from tasks.classification.option_checks import DEFAULTS, check, resolve
+from tasks.classification.options import DataOptions, Options
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError
-from training.options import Options, flag, option
-from training.rules import check, check_compute, device_type, resolve
+from training.option_checks import check_compute, device_type
+from training.options import flag, option
+from training.shared_options import LoopOptions
 
 from comparison.contenders import CONTENDERS, CORE, Contender
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(LoopOptions, DataOptions):
     """Everything a comparison is told. What is None without a word about it depends on the device: see `CPU`, `GPU`."""
 
     data_path: str | None = option(None, "folder or tar of class folders, or of train and val trees", "data")
-    val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
     num_workers: int | None = option(None, "processes that load images (default: one a core, up to 8; CPU: 0)", "data")
 
     models: tuple[str, ...] | None = option(
@@ -46,12 +48,6 @@ class Settings:
     lr: float | None = option(None, "peak learning rate, the same for every network (default: 2e-3)", "recipe")
 
     output_dir: str = option("output/comparison", "where it is kept; the same command continues it", "run")
-    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "run")
-    amp_dtype: str | None = option(
-        None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "run"
-    )
-    compile: bool = option(False, "torch.compile the networks", "run")
-    log_seconds: float = option(30.0, "seconds between two lines of progress where there is no terminal", "run")
 
 
 GPU = dict(
@@ -71,8 +67,8 @@ RECIPE = dict(
     color_jitter=0.0, hflip=0.5, repeated_aug=False, reprob=0.0, mixup=0.0, cutmix=0.0, smoothing=0.1,
 )  # fmt: skip
 PASSED_ON = (
-    "data_path", "val_path", "num_workers", "val_fraction", "batch_size", "lr", "device", "amp_dtype", "compile",
-    "log_seconds",
+    "data_path", "val_path", "num_workers", "val_fraction", "batch_size", "lr", "device", "amp_dtype", "channels_last",
+    "compile", "log_seconds",
 )  # fmt: skip
 WARMUP = 0.1
 """Part of the epochs in which the learning rate rises."""
@@ -161,7 +157,12 @@ def describe_recipe(settings: Settings) -> dict:
     }
 
 
+def with_younger_options(saved: dict) -> dict:
+    """The options, or the recipe, of a checkpoint or a record: an option that is younger than it had its default."""
+    return {**DEFAULTS, **saved}
+
+
 def same_run(options: Options, saved: dict) -> bool:
     """Whether a checkpoint with the options `saved` is of the run that `options` describe."""
-    ours = dataclasses.asdict(options)
-    return all(saved.get(name) == value for name, value in ours.items() if name not in OF_THE_MACHINE)
+    ours, saved = dataclasses.asdict(options), with_younger_options(saved)
+    return all(saved[name] == value for name, value in ours.items() if name not in OF_THE_MACHINE)

@@ -76,13 +76,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return content
 
 
-def read_run(path: str) -> dict[str, Any]:
-    """`read_checkpoint` for a file that a run can be continued from.
+def read_run(path: str, task: str) -> dict[str, Any]:
+    """`read_checkpoint` for a file that a run of `task` can be continued from.
 
     Raises:
-        CheckpointError: as there, or the file holds weights only.
+        CheckpointError: as there, or the file holds weights only, or the run is of another task.
     """
     content = read_checkpoint(path)
+    trained = content.get("task", task)  # older checkpoints do not say
+    if trained != task:
+        raise CheckpointError(f"{path} is of a run of {trained}, this program trains {task}")
     if "optimizer" not in content:
         raise CheckpointError(f"{path} holds weights only; continue a run from its last.pth")
     return content

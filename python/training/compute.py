@@ -32,14 +32,12 @@ class Compute:
         """The context of every forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def prepare(
-        self, batch: tuple[torch.Tensor, torch.Tensor], image_format: ImageFormat
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(uint8 images, labels) as a loader delivers them -> (normalized float32 images, labels) on the device."""
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+    def normalize(self, images: torch.Tensor, image_format: ImageFormat) -> torch.Tensor:
+        """Images of a loader, uint8 (B, 3, H, W) -> float32 on the device, by mean and deviation of the format."""
+        images = images.to(self.device, non_blocking=True)
         images = images.to(torch.float32, memory_format=self.memory_format)
         mean, std = _statistics(image_format, self.device)
-        return images.div_(255).sub_(mean).div_(std), labels
+        return images.div_(255).sub_(mean).div_(std)
 
 
 def make_compute(device: torch.device, amp_dtype: str | None, channels_last: bool) -> Compute:

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 from timm.utils import dispatch_clip_grad, distribute_bn
 
-from training.build import Position, Run
 from training.errors import DataError, TrainingError
-from training.evaluation import evaluate
 from training.interrupt import Interrupted
 from training.progress import Meter, Progress, format_seconds
 from training.randomness import derive_seed, seed_everything
 from training.report import Report
+from training.run import Position, Run
+from training.task import Losses
 
-STEP_STREAM = 1  # sets the seeds of steps apart from those of samples
+STEP_STREAM = 1  # sets the seeds of batches apart from those of samples
 GPU_STEPS_PER_CHECK = 10  # reading the loss waits for the GPU
 
 
@@ -31,9 +33,10 @@ def fit(run: Run, report: Report, progress: Progress) -> None:
     try:
         for epoch in range(run.position.epoch, run.options.epochs):
             train_epoch(run, progress)
-            metrics = evaluate(run.inference, run.evaluation, run.guard, progress)
-            ema_metrics = evaluate(run.ema.module, run.evaluation, run.guard, progress) if run.ema else None
-            report.add_epoch(metrics, ema_metrics)
+            started = time.monotonic()
+            metrics = run.task.evaluate(run.inference, run.guard, progress)
+            ema_metrics = run.task.evaluate(run.ema.module, run.guard, progress) if run.ema else None
+            report.add_epoch(metrics, ema_metrics, time.monotonic() - started)
             run.position = Position(epoch=epoch + 1)
             report.save()
     except (Interrupted, DataError):
@@ -46,27 +49,45 @@ def train_epoch(run: Run, progress: Progress) -> None:
     options, position = run.options, run.position
     title = f"epoch {position.epoch + 1:{len(str(options.epochs))}d}/{options.epochs}"
     run.network.train()
-    run.batches.go_to(position.epoch, position.step)
-    with EpochTotals(run) as totals, progress.over(title, totals.remaining_images) as meter:
-        for step, batch in enumerate(run.loader, position.step):
-            run.guard.check(batch)
-            seed_everything(derive_seed(options.seed, position.epoch, run.world.rank, step, STEP_STREAM))
-            images, labels = run.compute.prepare(batch, run.image_format)
-            images, targets = run.augment(images, labels)
-            with run.compute.autocast():
-                loss = run.criterion(run.network(images), targets)
-            update_weights(run, loss, position.epoch * run.batches.steps + step)
+    run.task.batches.go_to(position.epoch, run.batches_of(position.step).start)
+    with EpochTotals(run) as totals, progress.over(title, run.images_from(position.step)) as meter:
+        batches = iter(run.task.loader)
+        for step in range(position.step, run.steps):
+            losses = add_gradients(run, take_batches(run, batches, step), step)
+            update_weights(run, position.epoch * run.steps + step)
             position.step = step + 1
-            totals.add(loss, len(images))
-            meter.advance(len(images) * run.world.size, totals.describe)
+            totals.add(losses)
+            meter.advance(run.images_from(step) - run.images_from(step + 1), totals.describe)
     share_batch_statistics(run)
 
 
-def update_weights(run: Run, loss: torch.Tensor, update: int) -> None:
-    """One optimizer step, number `update` of the run, for the mean loss of the batch."""
-    run.scheduler.step_update(update)
+def take_batches(run: Run, batches: Iterator, step: int) -> list:
+    """The batches of `step`, all of them read before the first is trained on: a run stops between steps, not in one.
+
+    Raises:
+        Interrupted, DataError: on every rank.
+    """
+    taken = [next(batches) for _ in run.batches_of(step)]
+    run.guard.check(next((batch for batch in taken if isinstance(batch, DataError)), None))
+    return taken
+
+
+def add_gradients(run: Run, batches: list, step: int) -> list[Losses]:
+    """Leave the gradient of the mean loss over the `batches` of `step`, as of one batch of all their images."""
     run.optimizer.zero_grad()
-    run.scaler.scale(loss).backward()
+    losses = []
+    for number, batch in zip(run.batches_of(step), batches, strict=True):
+        seed_everything(derive_seed(run.options.seed, run.position.epoch, run.world.rank, number, STEP_STREAM))
+        is_last = len(losses) == len(batches) - 1
+        with contextlib.nullcontext() if is_last else run.without_reduction():
+            losses.append(run.task.step(run.network, batch))
+            run.scaler.scale(losses[-1].total / len(batches)).backward()
+    return losses
+
+
+def update_weights(run: Run, update: int) -> None:
+    """One optimizer step, number `update` of the run, along the gradient that was added up."""
+    run.scheduler.step_update(update)
     if run.options.clip_grad is not None:
         run.scaler.unscale_(run.optimizer)
         dispatch_clip_grad(run.model.parameters(), run.options.clip_grad)
@@ -91,34 +112,42 @@ class EpochTotals:
 
     def __init__(self, run: Run):
         self.run = run
-        self.remaining_images = (run.batches.steps - run.position.step) * run.options.batch_size * run.world.size
         self._steps_per_check = GPU_STEPS_PER_CHECK if run.compute.device.type == "cuda" else 1
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=run.compute.device)
-        self._images = 0
+        self._names = run.task.part_names
+        before = run.position if run.world.is_main else Position()  # a stop: one rank takes up what was summed
+        sums = [before.loss_sum, *(before.parts.get(name, 0.0) for name in self._names)]
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=run.compute.device)
+        self._images = before.images
         self._mean = math.nan
         self._started = time.monotonic()
 
-    def add(self, loss: torch.Tensor, images: int) -> None:
-        """Count a step; now and then, check that the losses so far are finite."""
-        self._loss_sum += loss.detach().double() * images
-        self._images += images
+    def add(self, losses: list[Losses]) -> None:
+        """Count the batches of a step; now and then, check that the losses so far are finite."""
+        images = self.run.task.batches.batch_size
+        for batch in losses:
+            self._sums += images * torch.stack([value.detach().double() for value in self._in_order(batch)])
+            self._images += images
         if self.run.position.step % self._steps_per_check == 0:
             self._check()
+
+    def _in_order(self, losses: Losses) -> list[torch.Tensor]:
+        if losses.parts.keys() != set(self._names):
+            raise ValueError(f"step: expected the losses {self._names}, as part_names says, got {tuple(losses.parts)}")
+        return [losses.total, *(losses.parts[name] for name in self._names)]
 
     def describe(self, meter: Meter) -> str:
         """Loss, learning rate and time left, for the meter."""
         position, options = self.run.position, self.run.options
-        epoch_images = self.run.batches.steps * options.batch_size * self.run.world.size
-        later = (options.epochs - position.epoch - 1) * epoch_images
+        later = (options.epochs - position.epoch - 1) * self.run.images_from(0)
         rate = max(group["lr"] for group in self.run.optimizer.param_groups)
         return f"loss {self._mean:.4f}  lr {rate:.1e}  run {format_seconds(meter.seconds_left(later))} left"
 
     def _check(self) -> None:
-        self._mean = self._loss_sum.item() / max(self._images, 1)
+        self._mean = self._sums[0].item() / max(self._images, 1)
         if not math.isfinite(self._mean):
             raise TrainingError(
                 f"the loss is not finite (epoch {self.run.position.epoch + 1}, step {self.run.position.step} of "
-                f"{self.run.batches.steps}). Try a lower --lr, --clip-grad 1 or --amp-dtype float32. "
+                f"{self.run.steps}). Try a lower --lr, --clip-grad 1 or --amp-dtype float32. "
                 "Nothing was saved since; the checkpoint of the last epoch is intact"
             )
 
@@ -130,9 +159,9 @@ class EpochTotals:
             return
         if self._images:
             self._check()
-        sums = torch.stack([self._loss_sum, self._loss_sum.new_tensor(self._images)])
-        loss_sum, images = self.run.world.sum(sums).tolist()
+        sums = torch.cat([self._sums, self._sums.new_tensor([self._images])])
+        loss_sum, *parts, images = self.run.world.sum(sums).tolist()
         position = self.run.position
-        position.loss_sum += loss_sum
-        position.images += int(images)
+        position.loss_sum, position.images = loss_sum, int(images)
+        position.parts = dict(zip(self._names, parts, strict=True))
         position.seconds += time.monotonic() - self._started

@@ -7,10 +7,10 @@ import os
 import time
 
 from training.errors import OptionError
-from training.options import Options
+from training.shared_options import TrainingOptions
 
 
-def choose_folder(options: Options) -> str:
+def choose_folder(options: TrainingOptions) -> str:
     """--output-dir, or the folder of the resumed run, or a new one in output/.
 
     Raises:

@@ -12,9 +12,9 @@ from comparison.budget import measure_speed
 from comparison.contenders import CONTENDERS
 from comparison.record import FIXED
 from comparison.settings import OF_THE_MACHINE, complete, same_run, training_options
+from tasks.classification.options import Options
 from test_data import world
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
-from training.options import Options
 
 
 def arguments(images, output, *more):
@@ -86,6 +86,18 @@ def test_other_images_are_refused(own_images, tmp_path, refused, begun):
     for split in ("train", "val"):
         (moved / split / "red").rename(moved / split / "rouge")
     refused(arguments(moved, begun), OptionError, r"\(classes, training_images, validation_images\) would not be")
+
+
+def test_a_comparison_from_before_an_option_existed_continues(original, images, begun):
+    path = begun / "comparison.json"
+    content = json.loads(path.read_text())
+    del content["recipe"]["accumulate_steps"]
+    path.write_text(json.dumps(content))
+    assert compare.main(arguments(images, begun)).runs == original[0].runs
+    content["recipe"]["smoothing"] = 0.2
+    path.write_text(json.dumps(content))
+    with pytest.raises(OptionError, match=r"the recipe \(smoothing\) would not be"):
+        compare.main(arguments(images, begun))
 
 
 def test_another_recipe_or_network_is_refused(images, begun, refused, monkeypatch):
@@ -191,7 +203,8 @@ def test_compilation_is_planned_for_in_every_run(monkeypatch, compiles, start):
     rows = [{"train_seconds": 5, "val_seconds": 2, "images_per_second": 1}]
     rows.append({"train_seconds": 2, "val_seconds": 1, "images_per_second": 10})
     evaluation = types.SimpleNamespace(loader=[0], batches=types.SimpleNamespace(images=30))
-    run = types.SimpleNamespace(loader=[0], evaluation=evaluation, output_dir="unused", history=rows)
+    task = types.SimpleNamespace(loader=[0], evaluation=evaluation)
+    run = types.SimpleNamespace(task=task, output_dir="unused", history=rows)
     monkeypatch.setattr("comparison.budget.build_run", lambda *arguments: run)
     monkeypatch.setattr("comparison.budget.fit", lambda *arguments: None)
     speed = measure_speed(Options(compile=compiles), world(), None, None)

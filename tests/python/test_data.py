@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from training.compute import ImageFormat, make_compute
-from training.data import (
+from tasks.classification.data import (
     Augmenter,
-    EvaluationBatches,
-    TrainingBatches,
     evaluation_transform,
-    make_loader,
+    image_loader,
+    training_batches,
     training_transform,
 )
+from tasks.classification.options import Options
+from tasks.classification.sources import FolderSource
+from training.batches import EvaluationBatches
+from training.compute import ImageFormat, make_compute
 from training.distributed import World
 from training.errors import DataError
-from training.options import Options
-from training.sources import FolderSource
 from trial_runs import CLASSES
 
 FORMAT = ImageFormat(size=32, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -25,9 +25,9 @@ def world(rank=0, size=1):
 
 
 def batches_of(source, options, workers=0, epoch=0, step=0):
-    order = TrainingBatches(source, options, world())
+    order = training_batches(source, options, world())
     order.go_to(epoch, step)
-    return list(make_loader(source, training_transform(options, FORMAT), order, workers, world()))
+    return list(image_loader(source, training_transform(options, FORMAT), order, workers, world()))
 
 
 def same(first, second):
@@ -56,14 +56,14 @@ def test_batches_depend_on_seed_epoch_and_step_alone(source, repeated_aug):
 def test_an_unreadable_image_arrives_as_an_error_in_its_batch(own_images, workers):
     (own_images / "train" / "red" / "07.png").write_bytes(b"no image")
     source, keys = FolderSource(str(own_images / "train")), [[(0, None)], [(23, None)], [(1, None)]]
-    loader = make_loader(source, evaluation_transform(FORMAT), keys, workers, world())
+    loader = image_loader(source, evaluation_transform(FORMAT), keys, workers, world())
     batches = list(loader)
     assert [isinstance(batch, DataError) for batch in batches] == [False, True, False]
     assert "red/07.png" in str(batches[1])
 
 
 def test_repeated_augmentation_shows_images_three_times_differently(source):
-    order = TrainingBatches(source, Options(batch_size=24), world())
+    order = training_batches(source, Options(batch_size=24), world())
     keys = next(iter(order))
     indices = [index for index, _ in keys]
     assert sorted(map(indices.count, set(indices))) == [3] * 8
@@ -72,7 +72,7 @@ def test_repeated_augmentation_shows_images_three_times_differently(source):
 
 def test_ranks_share_an_epoch(source):
     options = Options(batch_size=4, repeated_aug=False)
-    ranks = [[key for batch in TrainingBatches(source, options, world(rank, 2)) for key in batch] for rank in (0, 1)]
+    ranks = [[key for batch in training_batches(source, options, world(rank, 2)) for key in batch] for rank in (0, 1)]
     assert sorted(index for keys in ranks for index, _ in keys) == list(range(24))
     assert len({seed for keys in ranks for _, seed in keys}) == 24
 
@@ -80,21 +80,21 @@ def test_ranks_share_an_epoch(source):
 @pytest.mark.parametrize(("size", "batch_size"), [(1, 7), (2, 5), (2, 7), (4, 4)])
 def test_evaluation_sees_every_image_once(images, size, batch_size):
     source = FolderSource(str(images / "val"))
-    ranks = [EvaluationBatches(source, batch_size, world(rank, size)) for rank in range(size)]
+    ranks = [EvaluationBatches(len(source.labels), batch_size, world(rank, size)) for rank in range(size)]
     assert sorted(index for rank in ranks for batch in rank for index, _ in batch) == list(range(15))
     assert {rank.longest_rank for rank in ranks} == {max(map(len, ranks))}
 
 
 def test_limit_batches_limits_both(images, source):
-    assert TrainingBatches(source, Options(batch_size=4, limit_batches=2), world()).steps == 2
-    limited = EvaluationBatches(source, 4, world(), limit_batches=2)
+    assert training_batches(source, Options(batch_size=4, limit_batches=2), world()).per_epoch == 2
+    limited = EvaluationBatches(len(source.labels), 4, world(), limit_batches=2)
     assert limited.images == 8
     assert {source.labels[index] for batch in limited for index, _ in batch} == {0, 1, 2}
 
 
 def test_a_batch_larger_than_the_data_is_an_error(source):
     with pytest.raises(DataError, match=r"--batch-size 100 is more than an epoch's 24 images \(24 in .*train\)"):
-        TrainingBatches(source, Options(batch_size=100), world())
+        training_batches(source, Options(batch_size=100), world())
 
 
 def test_small_inputs_are_resized_whole_and_large_ones_cropped(source):
@@ -108,8 +108,8 @@ def test_small_inputs_are_resized_whole_and_large_ones_cropped(source):
 
 
 def test_images_get_the_models_mean_and_deviation():
-    batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), torch.tensor([0, 1])
-    normalized, _ = make_compute(torch.device("cpu"), None, channels_last=True).prepare(batch, FORMAT)
+    batch = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    normalized = make_compute(torch.device("cpu"), None, channels_last=True).normalize(batch, FORMAT)
     torch.testing.assert_close(normalized[0, :, 0, 0], torch.tensor([0.5 / 0.2, 0.6 / 0.3, 0.7 / 0.4]))
     assert normalized.is_contiguous(memory_format=torch.channels_last)
 

@@ -6,16 +6,21 @@ import sys
 import pytest
 import torch
 import train
+from affinity_maps.options import AffinityOptions
+from comparison.settings import Settings
+from tasks.classification.option_checks import check, resolve
+from tasks.classification.options import Options
+from tasks.classification.validation import ValidationOptions
 from training.distributed import World
-from training.entry import run_program
 from training.errors import CheckpointError, DataError, OptionError
-from training.options import Options, flag, parse_explicit
-from training.rules import check, check_compute, resolve
+from training.option_checks import check_compute
+from training.options import flag, parse_explicit
+from training.program import run_program
 from trial_runs import small_run
 
 
 def options_of(line: str, saved: dict | None = None) -> Options:
-    explicit = parse_explicit(line.split(), "")
+    explicit = parse_explicit(line.split(), "", Options)
     options = resolve(explicit, saved)
     check(options, set(explicit))
     return options
@@ -58,6 +63,7 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--momentum 0.9", "--momentum has no effect with --opt adamw"),
         ("--epochs 0", "--epochs must be 1 or more, got 0"),
         ("--batch-size -4", "--batch-size must be 1 or more, got -4"),
+        ("--accumulate-steps 0", "--accumulate-steps must be 1 or more, got 0"),
         ("--lr 0", "--lr must be more than 0, got 0.0"),
         ("--reprob 1.5", "--reprob must be from 0 to 1, got 1.5"),
         ("--smoothing 1", "--smoothing must be 0 or more and less than 1, got 1.0"),
@@ -149,6 +155,9 @@ def test_a_resumed_run_keeps_its_recipe_and_may_be_prolonged():
         options_of("--model-kwargs depths=(1,2)", saved)
     # a run from before there was --train-fraction took all images
     assert options_of("--train-fraction 1", saved).train_fraction == 1
+    assert options_of("", saved).accumulate_steps == 1
+    with pytest.raises(OptionError, match=r"--accumulate-steps 2 contradicts the resumed run, which has 1"):
+        options_of("--accumulate-steps 2", saved)
     with pytest.raises(OptionError, match=r"--train-fraction 0.1 contradicts the resumed run, which has 1.0"):
         options_of("--train-fraction 0.1", saved)
 
@@ -205,6 +214,21 @@ def test_errors_are_one_line_and_an_exit_code(monkeypatch, capsys):
         run_program(train.main)
     assert exit.value.code == 2
     assert capsys.readouterr().err == "error: --epochs must be 1 or more, got 0\n"
+
+
+def test_options_that_programs_share_are_written_once():
+    programs = (Options, ValidationOptions, AffinityOptions, Settings)
+    classes = {base for program in programs for base in program.__mro__ if dataclasses.is_dataclass(base)}
+    written = [
+        (field.name, field.metadata["help"])
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if field.name in vars(cls).get("__annotations__", {})
+    ]
+    assert len(written) > len(dataclasses.fields(Options))
+    assert {option for option in written if written.count(option) > 1} == set()
+    names = [{field.name for field in dataclasses.fields(program)} for program in programs]
+    assert "device" in set.intersection(*names)
 
 
 def test_help_lists_every_option(capsys):

@@ -56,7 +56,7 @@ def test_no_code_is_executed(tmp_path):
         load_weights(timm.create_model("test_resnet"), str(path))
     path.write_bytes(pickle.dumps(Attack(), protocol=2))
     with pytest.raises(CheckpointError, match=r"evil.pth cannot be read as a checkpoint"):
-        read_run(str(path))
+        read_run(str(path), "classification")
     assert not (tmp_path / "attacked").exists()
 
 
@@ -83,10 +83,10 @@ def test_a_new_number_of_classes_keeps_the_fresh_classifier(tmp_path):
 def test_files_that_are_no_run_are_named(tmp_path):
     torch.save({"model": {}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other.pth is not a checkpoint of this trainer"):
-        read_run(str(tmp_path / "other.pth"))
+        read_run(str(tmp_path / "other.pth"), "classification")
     save_checkpoint(str(tmp_path / "best.pth"), {"model": {}})
     with pytest.raises(CheckpointError, match=r"best.pth holds weights only; continue a run from its last.pth"):
-        read_run(str(tmp_path / "best.pth"))
+        read_run(str(tmp_path / "best.pth"), "classification")
     with pytest.raises(CheckpointError, match=r"other.pth does not fit ResNet"):
         load_weights(timm.create_model("test_resnet"), str(tmp_path / "other.pth"))
 

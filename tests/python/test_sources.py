@@ -6,9 +6,8 @@ import re
 import tarfile
 
 import pytest
-from training.errors import DataError
-from training.memory import keep_decoded
-from training.sources import (
+from tasks.classification.decoded_cache import keep_decoded
+from tasks.classification.sources import (
     DigitsSource,
     FolderSource,
     TarSource,
@@ -17,7 +16,8 @@ from training.sources import (
     open_training_sources,
     open_validation_source,
 )
-from training.subset import take_fraction
+from tasks.classification.subset import take_fraction
+from training.errors import DataError
 from trial_runs import CLASSES
 
 

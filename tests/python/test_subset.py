@@ -4,15 +4,15 @@ import collections
 
 import numpy
 import pytest
+from tasks.classification.build import build_run
+from tasks.classification.data import training_batches
+from tasks.classification.decoded_cache import MemorySource, keep_decoded
+from tasks.classification.options import Options
+from tasks.classification.sources import DigitsSource, FolderSource
+from tasks.classification.subset import SubsetSource, repeat_images, select_images, take_fraction
 from test_data import world
-from training.build import build_run
-from training.data import TrainingBatches
 from training.errors import DataError
 from training.interrupt import StopGuard
-from training.memory import MemorySource, keep_decoded
-from training.options import Options
-from training.sources import DigitsSource, FolderSource
-from training.subset import SubsetSource, repeat_images, select_images, take_fraction
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_options_select_the_images(images):
     assert collections.Counter(train.labels) == {0: 8, 1: 8, 2: 8} and val.labels == [0, 0, 1, 1, 2, 2]
     distinct = {train.read(i).tobytes() for i in range(24)}
     assert len(distinct) == 12
-    order = TrainingBatches(train, options, world())
+    order = training_batches(train, options, world())
     seen = collections.Counter(train.read(index).tobytes() for batch in order for index, _ in batch)
     assert set(seen.values()) == {2}  # an epoch is two passes
     others = select_images(sources, Options(train_fraction=0.5, val_fraction=0.4, seed=1))
@@ -100,8 +100,8 @@ def test_passes_over_the_images_decode_them_once(images, monkeypatch):
     sources = FolderSource(str(images / "train")), FolderSource(str(images / "val"))
     run = build_run(options, world(), StopGuard(world()), sources, "unused")
     reads.clear()
-    list(run.loader)
-    assert reads == [] and run.batches.steps == 15 and len(run.loader.dataset.source.source.labels) == 12
+    list(run.task.loader)
+    assert reads == [] and run.task.batches.per_epoch == 15 and len(run.task.loader.dataset.source.source.labels) == 12
 
 
 def test_an_unreadable_image_fails_when_it_is_read(own_images):

@@ -15,7 +15,7 @@ import torch
 import train
 import validate
 from PIL import Image
-from training import judge
+from tasks.classification import validation
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
 from trial_runs import PROGRAMS, small_run
@@ -48,6 +48,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, images, tmp_path, s
     assert (position["epoch"], position["step"]) == (batches // 14, min(batches % 14, 6))
     resumed = train.main(["--resume", str(tmp_path / "last.pth"), "--device", "cpu"])
     assert_same_run(resumed, finished[0])
+
+
+def test_steps_of_several_batches_are_resumed_between_them(images, tmp_path, stop_at, monkeypatch, capsys):
+    """Six batches are a step of four and one of two."""
+    accumulated = ("--accumulate-steps", "4")
+    whole = train.main(small_run(images, tmp_path / "whole", *accumulated))
+    assert "3 epochs of 2 steps (4 batches each), batch 16," in capsys.readouterr().out
+    stop_at(11)  # an epoch has 2 checks of steps and 8 of evaluations
+    with pytest.raises(Interrupted):
+        train.main(small_run(images, tmp_path / "parts", *accumulated))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "parts" / "last.pth", weights_only=True)["position"]["step"] == 1
+    assert_same_run(train.main(["--resume", str(tmp_path / "parts" / "last.pth"), "--device", "cpu"]), whole)
 
 
 def test_workers_change_nothing(finished, images, tmp_path):
@@ -105,7 +118,7 @@ def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, 
     judgement = validate.main(["--checkpoint", last, "--num-workers", "0", "--device", "cpu"])
     assert judgement.metrics.top1 == run.history[-1]["val_top1"]
     assert judgement.metrics.loss == pytest.approx(run.history[-1]["val_loss"], rel=1e-5)  # normalized alike
-    assert run.image_format.mean == (0.1, 0.2, 0.3)
+    assert run.task.image_format.mean == (0.1, 0.2, 0.3)
     train.main(["--eval", "--resume", last, "--device", "cpu"])
     longer = train.main(["--resume", last, "--epochs", "3", "--device", "cpu"])
     assert len(longer.history) == 3 and longer.model.num_features == 32
@@ -116,7 +129,7 @@ def test_arguments_of_the_model_come_back_with_its_checkpoint(images, tmp_path, 
 def test_a_dense_pyramid_takes_the_input_size_and_is_judged_at_another(images, tmp_path):
     dense = ["--model", "container_tiny", "--model-kwargs", "static='both'", "depths=(1,1,1,1)"]
     run = train.main(small_run(images, tmp_path, *dense, "--epochs", "2", "--input-size", "64"))
-    assert run.image_format.size == 64
+    assert run.task.image_format.size == 64
     assert run.model.stages[0].blocks[0].aggregation.grid_size == (32, 32)
     last = ["--checkpoint", str(tmp_path / "last.pth"), "--num-workers", "0", "--device", "cpu"]
     assert validate.main(last).metrics.top1 == run.history[-1]["val_top1"]
@@ -125,7 +138,8 @@ def test_a_dense_pyramid_takes_the_input_size_and_is_judged_at_another(images, t
 
 def test_curves_are_not_drawn_more_often_than_every_few_seconds(images, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("training.report.draw_curves", lambda file, history, title: drawn.append(len(history)))
+    draw_curves = "tasks.classification.task.draw_curves"
+    monkeypatch.setattr(draw_curves, lambda file, history, title: drawn.append(len(history)))
     train.main(small_run(images, tmp_path, "--epochs", "4", "--limit-batches", "1"))
     assert drawn == [1, 4]
 
@@ -181,15 +195,18 @@ def test_a_loss_that_is_not_finite_spares_the_checkpoint(images, tmp_path, monke
 
     update, updates = training.engine.update_weights, []
 
-    def breaking_update(run, loss, number):
+    def breaking_update(run, number):
         updates.append(number)
-        update(run, loss * float("nan") if number == 8 else loss, number)
+        if number == 8:
+            for parameter in run.model.parameters():
+                parameter.grad.mul_(float("nan"))
+        update(run, number)
 
     monkeypatch.setattr(training.engine, "update_weights", breaking_update)
     with pytest.raises(TrainingError, match=r"the loss is not finite \(epoch 2, step 4 of 6\).*--clip-grad"):
         train.main(small_run(images, tmp_path))
     last = torch.load(tmp_path / "last.pth", weights_only=True)
-    assert last["position"] == {"epoch": 1, "step": 0, "loss_sum": 0.0, "images": 0, "seconds": 0.0}
+    assert last["position"] == {"epoch": 1, "step": 0, "loss_sum": 0.0, "images": 0, "seconds": 0.0, "parts": {}}
     assert all(tensor.isfinite().all() for tensor in last["model"].values())
 
 
@@ -201,7 +218,7 @@ def test_other_parts_run(images, tmp_path):
     run = train.main([*arguments, *others, *plain, *size])
     assert len(run.history) == 2 and run.history[-1]["ema_top1"] is None
     assert run.optimizer.param_groups[0]["momentum"] == 0.8
-    assert run.image_format.size == 72
+    assert run.task.image_format.size == 72
 
 
 def test_grad_checkpointing_reaches_the_network(images, tmp_path, monkeypatch):
@@ -284,13 +301,13 @@ def test_weights_of_other_programs_are_judged(finished, images, tmp_path):
 @pytest.mark.parametrize("name", ["container_tiny", "repghostnet_050", "test_resnet"])
 def test_a_fused_network_is_judged_alike(name, images, tmp_path, monkeypatch):
     """Ours by its own method, others by timm's function, which leaves a network without anything to fuse as it is."""
-    fuse, fused = judge.fuse, []
+    fuse, fused = validation.fuse, []
 
     def recording_fuse(model):
         fused.append(fuse(model))
         return fused[-1]
 
-    monkeypatch.setattr(judge, "fuse", recording_fuse)
+    monkeypatch.setattr(validation, "fuse", recording_fuse)
     model = timm.create_model(name, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     arguments = ["--model", name, "--num-classes", "3", "--checkpoint", str(tmp_path / "weights.pth")]

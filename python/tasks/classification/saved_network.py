@@ -6,12 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 from torch import nn
-
-from training.build import build_model, make_image_format
 from training.checkpoint import peek_checkpoint
 from training.compute import ImageFormat
 from training.errors import OptionError
-from training.rules import check_model_kwargs, check_model_name, require_file
+from training.option_checks import require_file
+
+from tasks.classification.build import build_model, make_image_format
+from tasks.classification.option_checks import check_model_kwargs, check_model_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,52 +4,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 from timm.utils import reparameterize_model
 from torch import nn
-
 from training.checkpoint import load_weights
 from training.compute import make_compute
 from training.distributed import join_world
 from training.errors import DataError, OptionError
-from training.evaluation import Metrics, evaluate, make_evaluation
+from training.option_checks import check_compute
 from training.options import option
 from training.progress import Progress
-from training.rules import check_compute
-from training.saved_network import find_network
-from training.sources import open_validation_source
+from training.shared_options import ComputeOptions, ImageOptions, LoaderOptions
+
+from tasks.classification.metrics import Metrics, evaluate, make_evaluation
+from tasks.classification.options import DataOptions, SavedNetworkOptions
+from tasks.classification.saved_network import find_network
+from tasks.classification.sources import open_validation_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationOptions:
+class ValidationOptions(ComputeOptions, LoaderOptions, ImageOptions, DataOptions, SavedNetworkOptions):
     """What is evaluated and how. What is left out comes from the checkpoint, if it is one of `train.py`."""
 
     checkpoint: str | None = option(None, "the weights", "model")
-    model: str | None = option(None, "any model known to timm (default: the checkpoint's)", "model")
-    model_kwargs: Mapping[str, object] | None = option(
-        None, "arguments of the model (default: the checkpoint's)", "model", nargs="+", metavar="KEY=VALUE"
-    )
-    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")
-    use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "model")
-
-    data_path: str | None = option(
-        None, "folder or tar of class folders, or of a val, validation or test tree (default: the checkpoint's)", "data"
-    )
-    val_path: str | None = option(None, "folder or tar of class folders, in place of --data-path", "data")
-    input_size: int | None = option(None, "height and width of the images (default: as trained)", "data")
-    crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
-    batch_size: int = option(128, "images per step and process", "data")
-    num_workers: int | None = option(
-        None, "processes that load images, per rank (default: one a core, up to 8)", "data"
-    )
-    limit_batches: int | None = option(None, "use only the first N batches", "data")
-
-    device: str = option("auto", "cuda, cuda:1, cpu, or auto: a GPU if there is one", "compute")
-    amp_dtype: str | None = option(
-        None, "autocast to bfloat16 or float16, or compute in float32 (default: bfloat16 on a GPU)", "compute"
-    )
-    channels_last: bool = option(True, "channels-last memory layout", "compute")
     fuse: bool = option(False, "fold norms and parallel branches into other layers beforehand", "compute")
 
 

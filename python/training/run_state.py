@@ -6,9 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from training.build import Position, Run
 from training.errors import CheckpointError
-from training.sources import enumerate_names
+from training.run import Position, Run
 
 
 def capture(run: Run) -> dict[str, Any]:
@@ -19,6 +18,7 @@ def capture(run: Run) -> dict[str, Any]:
         "model_ema": run.ema.module.state_dict() if run.ema else None,
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
+        "task_state": run.task.state_dict(),
         "position": dataclasses.asdict(run.position),
         "order": _order(run),
     }
@@ -26,7 +26,12 @@ def capture(run: Run) -> dict[str, Any]:
 
 def describe(run: Run) -> dict[str, Any]:
     """The part of a checkpoint that says what its weights are."""
-    return {"options": dataclasses.asdict(run.options), "classes": run.classes, "history": run.history}
+    return {
+        "task": run.task.name,
+        "options": dataclasses.asdict(run.options),
+        "history": run.history,
+        **run.task.describe_weights(),
+    }
 
 
 def restore(run: Run, content: dict[str, Any]) -> list[str]:
@@ -36,19 +41,16 @@ def restore(run: Run, content: dict[str, Any]) -> list[str]:
     position inside an epoch was given up because the order of the images is another one now (a file was removed).
 
     Raises:
-        CheckpointError: the run has other classes or another model.
+        CheckpointError: the run is for other data or has another model.
     """
-    if content["classes"] != run.classes:
-        raise CheckpointError(
-            f"--resume: the checkpoint was trained on {enumerate_names(content['classes'], 3)}, "
-            f"the data has {enumerate_names(run.classes, 3)}"
-        )
+    run.task.check_weights(content)
     try:
         run.model.load_state_dict(content["model"])
         if run.ema is not None:
             run.ema.module.load_state_dict(content["model_ema"])
         run.optimizer.load_state_dict(content["optimizer"])
         run.scaler.load_state_dict(content["scaler"])
+        run.task.load_state_dict(content.get("task_state", {}))
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"--resume: the checkpoint does not fit {run.options.model}: {error}") from error
     run.history = list(content["history"])
@@ -64,4 +66,4 @@ def restore(run: Run, content: dict[str, Any]) -> list[str]:
 
 def _order(run: Run) -> dict[str, int]:
     """What the order of the images in an epoch depends on, beside options that cannot change."""
-    return {"images": run.training_images, "ranks": run.world.size, "steps": run.batches.steps}
+    return {"images": run.task.training_images, "ranks": run.world.size, "steps": run.task.batches.per_epoch}

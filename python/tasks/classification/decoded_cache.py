@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import numpy
 from PIL import Image
-
 from training.errors import DataError
-from training.sources import Source
+
+from tasks.classification.sources import Source
 
 LIMIT = 256 * 2**20
 """Bytes of pixels: CIFAR's 50,000 training images have 147 MiB. Decoding this much takes seconds."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy
 from PIL import Image
 
-from training.options import Options
-from training.sources import Source
+from tasks.classification.options import Options
+from tasks.classification.sources import Source
 
 VALIDATION_SEED = 0
 """Which images a part of the validation set holds does not depend on --seed: all runs are judged on the same."""

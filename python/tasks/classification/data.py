@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""From sources to batches: transforms, the order of an epoch, loaders.
+"""From sources to batches: transforms, loaders, augmentations.
 
-Workers deliver uint8 images (four times less to move than float32); `Compute.prepare` and `Augmenter` finish the work
+Workers deliver uint8 images (four times less to move than float32); `Compute.normalize` and `Augmenter` finish the work
 on the device.
 """
 
 from __future__ import annotations
 
-import os
-import signal
+from collections.abc import Iterable
 
 import torch
 from timm.data import Mixup, create_transform
-from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torchvision import transforms
-
+from training.batches import Key, TrainingBatches, make_loader
 from training.compute import ImageFormat
 from training.distributed import World
 from training.errors import DataError
-from training.options import Options
 from training.randomness import derive_seed, seed_host
-from training.rules import mixes, uses_policy
-from training.sources import Source
+
+from tasks.classification.option_checks import mixes, uses_policy
+from tasks.classification.options import Options
+from tasks.classification.sources import Source
 
 SMALL_INPUT = 64
 """Up to this size nothing is cut away: images are resized to it, and training shifts them by up to an eighth."""
@@ -95,81 +94,20 @@ def collate(samples: list):
     return torch.stack(images), torch.tensor(labels)
 
 
-class TrainingBatches:
-    """The keys of the training batches of one rank, a function of (seed, epoch); may start at any step."""
+def training_batches(source: Source, options: Options, world: World) -> TrainingBatches:
+    """The order of the training images of `source`.
 
-    def __init__(self, source: Source, options: Options, world: World):
-        count = len(source.labels)
-        self.batch_size, self.seed, self.rank = options.batch_size, options.seed, world.rank
-        if options.repeated_aug:
-            self.sampler = RepeatAugSampler(source.labels, num_replicas=world.size, rank=world.rank)
-        else:
-            self.sampler = DistributedSampler(source.labels, num_replicas=world.size, rank=world.rank, drop_last=True)
-        self.steps = len(self.sampler) // options.batch_size
-        if options.limit_batches is not None:
-            self.steps = min(self.steps, options.limit_batches)
-        if self.steps == 0:
-            raise DataError(
-                f"--batch-size {options.batch_size} is more than an epoch's {len(self.sampler)} images"
-                f"{' per rank' if world.size > 1 else ''} ({count} in {source.name})"
-            )
-        self.go_to(epoch=0, step=0)
-
-    def go_to(self, epoch: int, step: int) -> None:
-        """The next iteration starts here."""
-        self.epoch, self.first_step = epoch, step
-
-    def __iter__(self):
-        self.sampler.set_epoch(derive_seed(self.seed, self.epoch))
-        indices = list(self.sampler)
-        for step in range(self.first_step, self.steps):
-            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-            yield [(indices[i], (self.seed, self.epoch, self.rank, i)) for i in positions]
-
-    def __len__(self) -> int:
-        return self.steps - self.first_step
-
-
-class EvaluationBatches:
-    """Every image once over all ranks, none twice; ranks may differ by one batch.
-
-    `images` is how many all ranks see together, `longest_rank` the most batches a rank has.
+    Raises:
+        DataError: there are fewer than a batch needs.
     """
-
-    def __init__(self, source: Source, batch_size: int, world: World, limit_batches: int | None = None):
-        count = self.images = len(source.labels)
-        if limit_batches is not None:
-            self.images = min(count, limit_batches * batch_size * world.size)
-        # images are sorted by class: fewer of them are taken from the whole range
-        indices = [i * count // self.images for i in range(world.rank, self.images, world.size)]
-        starts = range(0, len(indices), batch_size)
-        self.batches = [[(index, None) for index in indices[start : start + batch_size]] for start in starts]
-        self.longest_rank = -(-self.images // (batch_size * world.size))
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    return TrainingBatches(len(source.labels), source.name, options, world, options.repeated_aug)
 
 
-def make_loader(source: Source, transform, batches, num_workers: int | None, world: World) -> DataLoader:
-    """A loader of (uint8 images, labels) or DataError; `num_workers` None takes this rank's share of the cores."""
-    if num_workers is None:
-        num_workers = min(8, len(os.sched_getaffinity(0)) // world.ranks_here)
-    return DataLoader(
-        ImageDataset(source, transform),
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-        pin_memory=world.device.type == "cuda",
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_main,
-    )
-
-
-def _leave_signals_to_main(worker_id: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def image_loader(
+    source: Source, transform, batches: Iterable[list[Key]], num_workers: int | None, world: World
+) -> DataLoader:
+    """A loader of (uint8 images (B, 3, H, W), labels (B,)) or DataError, which follows `batches`."""
+    return make_loader(ImageDataset(source, transform), batches, collate, num_workers, world)
 
 
 class Augmenter:

@@ -19,7 +19,6 @@ from typing import Protocol
 import numpy
 from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
-
 from training.errors import DataError
 
 VALIDATION_NAMES = ("val", "validation", "test")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""Optimizer and learning rate, from the options."""
+
+from __future__ import annotations
+
+import timm.optim
+import torch
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from training.shared_options import TrainingOptions
+
+
+def global_batch(options: TrainingOptions, world_size: int) -> int:
+    """Images per step of the optimizer, over all ranks."""
+    return options.batch_size * options.accumulate_steps * world_size
+
+
+def peak_lr(options: TrainingOptions, world_size: int) -> float:
+    """The learning rate after the warm-up: DeiT scales --lr with the global batch."""
+    return options.lr if options.unscale_lr else options.lr * global_batch(options, world_size) / 512
+
+
+def build_optimizer(options: TrainingOptions, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
+    """timm's optimizer, without weight decay for biases, norms and scalars."""
+    given = dict(eps=options.opt_eps, betas=options.opt_betas)
+    if options.momentum is not None:
+        given["momentum"] = options.momentum
+    return timm.optim.create_optimizer_v2(
+        model, options.opt, lr=peak_lr(options, world_size), weight_decay=options.weight_decay,
+        **{name: value for name, value in given.items() if value is not None},
+    )  # fmt: skip
+
+
+def build_scheduler(options: TrainingOptions, optimizer: torch.optim.Optimizer, steps: int) -> Scheduler:
+    """The schedule of the learning rate, for epochs of `steps` steps of the optimizer."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer, options.sched, num_epochs=options.epochs, warmup_epochs=options.warmup_epochs,
+        warmup_lr=options.warmup_lr, min_lr=options.min_lr, decay_epochs=options.decay_epochs,
+        decay_rate=options.decay_rate, step_on_epochs=False, updates_per_epoch=steps,
+    )  # fmt: skip
+    return scheduler
