@@ -72,8 +72,8 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
     return Rates(bandwidth, flops, f"measured in this run: {what}")
 
 
-def mix(batch: int, tokens: int, channels: int, itemsize: int, backward: bool) -> Cost:
-    """Mix: q, k, v in, y out; backward q, k, v, grad_y in, three gradients out.
+def context_aggregation(batch: int, tokens: int, channels: int, itemsize: int, backward: bool) -> Cost:
+    """The mix: q, k, v in, y out; backward q, k, v, grad_y in, three gradients out.
 
     Two matrix products of 2·B·N²·C FLOPs forward, five backward (scores once more). The local term comes free.
     """
@@ -82,7 +82,7 @@ def mix(batch: int, tokens: int, channels: int, itemsize: int, backward: bool) -
     return Cost((4 + 7 * backward) * activation, products * 2 * batch * tokens**2 * channels)
 
 
-def depthwise(batch: int, tokens: int, channels: int, kernel: int, itemsize: int, backward: bool) -> Cost:
+def local_aggregation(batch: int, tokens: int, channels: int, kernel: int, itemsize: int, backward: bool) -> Cost:
     """Depthwise: x in, y out; backward x, grad_y in, grad_x out, the weight gradient in the same reading."""
     activation = batch * tokens * channels * itemsize
     return Cost((2 + 3 * backward) * activation, (1 + 2 * backward) * 2 * kernel**2 * batch * tokens * channels)
@@ -99,7 +99,7 @@ def projection(
     return Cost(moved * rows * itemsize, (1 + backward * (1 + grad_x)) * 2 * rows * inputs * outputs)
 
 
-def mlp(rows: int, channels: int, hidden: int, itemsize: int, backward: bool) -> Cost:
+def fused_mlp(rows: int, channels: int, hidden: int, itemsize: int, backward: bool) -> Cost:
     """Norm, MLP and residual in one kernel: x in, y out; backward x, grad_y in, grad_x out, hidden layer on chip.
 
     Backward computes the hidden layer once more: five products of this size beside the forward's two.
@@ -113,14 +113,14 @@ def block(
 ) -> Iterator[Cost]:
     """The kernels of one CONTAINER block: position embedding, projection, aggregation, projection, MLP."""
     rows = batch * tokens
-    yield depthwise(batch, tokens, channels, 3, itemsize, backward)
+    yield local_aggregation(batch, tokens, channels, 3, itemsize, backward)
     yield projection(rows, channels, (3 if dynamic else 1) * channels, itemsize, backward)
     if dynamic:
-        yield mix(batch, tokens, channels, itemsize, backward)
+        yield context_aggregation(batch, tokens, channels, itemsize, backward)
     else:
-        yield depthwise(batch, tokens, channels, kernel, itemsize, backward)
+        yield local_aggregation(batch, tokens, channels, kernel, itemsize, backward)
     yield projection(rows, channels, channels, itemsize, backward, residual=True)
-    yield mlp(rows, channels, int(channels * ratio), itemsize, backward)
+    yield fused_mlp(rows, channels, int(channels * ratio), itemsize, backward)
 
 
 def adamw(parameters: int) -> Cost:

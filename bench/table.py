@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The ratio table: ours against eager and `torch.compile` on the machine at hand, with targets, floors and noise.
 
-    python -m bench.table                        everything
-    python -m bench.table --only mix,model       some of mix, depthwise, mlp, projection, block, model, column
-    python -m bench.table --only depthwise --match 5×5      problems whose names have a regular expression
-    python -m bench.table --no-compile           without torch.compile, which takes longer than all else
-    python -m bench.table --limit 200            begins no problem after 200 seconds
-    python -m bench.table --threads 1            the time of one thread, which other processes do not lengthen
-    python -m bench.table --quick                one small problem a section, without torch.compile: a look
+    python -m bench.table                           everything
+    python -m bench.table --only fused_mlp,model    some sections; all are context_aggregation, local_aggregation,
+                                                    fused_mlp, projection, block, model and column
+    python -m bench.table --only local_aggregation --match 5×5   problems whose names have a regular expression
+    python -m bench.table --no-compile              without torch.compile, which takes longer than all else
+    python -m bench.table --limit 200               begins no problem after 200 seconds
+    python -m bench.table --threads 1               the time of one thread, which other processes do not lengthen
+    python -m bench.table --quick                   one small problem per section, without torch.compile: a look
 
 Prints the table, and writes it as Markdown and JSON, with the conditions it was measured under, to bench/results
 (--output) in files named by device, dtype, torch version and date. It is written after every problem: --resume goes on
@@ -257,7 +258,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--match", type=re.compile, help="regular expression that a problem's name must have")
     parser.add_argument("--leave-out", type=re.compile, help="regular expression that it must not have")
     parser.add_argument("--batch", type=int, help="of networks, in place of the table's")
-    parser.add_argument("--quick", action="store_true", help="one small problem a section, without torch.compile")
+    parser.add_argument("--quick", action="store_true", help="one small problem per section, without torch.compile")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results", help="folder to write to")
     parser.add_argument("--label", help="added to the names of the files")
     parser.add_argument("--resume", action="store_true", help="go on with the files that an earlier process left")

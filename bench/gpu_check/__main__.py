@@ -5,7 +5,7 @@
     bash bench/gpu_check.sh 2 [FOLDER]     sanitizers, networks, memory, torch.compile: under five minutes
     bash bench/gpu_check.sh --plan         what each stage would do, with seconds; runs nothing
     bash bench/gpu_check.sh 1 --rehearse   the same on a machine without a GPU, with small problems and few tests
-    bash bench/gpu_check.sh 1 --steps times-mix,times-depthwise
+    bash bench/gpu_check.sh 1 --steps device,times-fused_mlp
 
 Needs torch >= 2.11, nvcc, pytest with pytest-xdist and pytest-benchmark, and an NVIDIA GPU of compute capability 8.0 or
 higher. Nothing is installed or fetched; the checkout is left with an extension for this GPU alone. The second stage

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Kernels of the table's problems, compiled by many processes at once into the compilers' caches on disk.
 
-    python -m bench.gpu_check.precompile --only mix,mlp --jobs 16       ours, on every backend
+    python -m bench.gpu_check.precompile --only fused_mlp --jobs 16     ours, on every backend
     python -m bench.gpu_check.precompile --only model --compile light   torch.compile too, where a name has the word
 
 A table that runs afterwards finds them compiled and spends its time measuring. Every contender runs once; whether it is

@@ -131,7 +131,7 @@ class Results:
 
     def _line(self, record: dict) -> str:
         seconds = f"{record['seconds']:>4} s of {record['expected']} expected"
-        return _cut(f"{record['step']:<16} {record['state']:<12} {seconds:<22} {record['last line']}")
+        return _cut(f"{record['step']:<25} {record['state']:<12} {seconds:<22} {record['last line']}")
 
     def _archive(self) -> bytes:
         """All files of the work folder but programs, as they are now: steps may still be writing."""

@@ -28,6 +28,8 @@ LIMITS = {1: 515, 2: 285}
 # Seconds beside those of a step that is kept: ending the one before it, and looking for its end.
 MARGIN = 2
 
+# Sections of the first stage.
+OPS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection")
 # What the tables begin with: the shapes of the targets. A regular expression on the problems' names.
 WIDE = "5×5|ratio 8"
 
@@ -106,12 +108,13 @@ def _first(setting: Setting) -> Iterator[Step]:
     yield _tests(setting, "tests-cuda", "the device's semantics, every CUDA C++ kernel in every dtype", 35, 80)
     yield _tests(setting, "tests-triton", "every Triton kernel in every dtype, TF32 among them", 95, 180)
     what = "the kernels of the tables, compiled side by side"
-    yield _compiled(setting, "compile", what, "mix,depthwise,mlp,projection", "mix|5×5", 40, 60)
-    yield _table(setting, "mix", "mix", 40, 90, kept=True)
-    yield _table(setting, "depthwise", "depthwise", 26, 60, "--match", WIDE, kept=True)
-    yield _table(setting, "mlp", "mlp", 20, 50, "--match", WIDE, kept=True)
-    yield _table(setting, "rest", "mlp,projection,depthwise", 76, 120, "--leave-out", WIDE)
-    yield _table(setting, "compiled", "mix,depthwise", 85, 120, "--match", "mix|5×5", compile_alone=True)
+    yield _compiled(setting, "compile", what, ",".join(OPS), "mix|5×5", 40, 60)
+    yield _table(setting, "context_aggregation", "context_aggregation", 40, 90, kept=True)
+    yield _table(setting, "local_aggregation", "local_aggregation", 26, 60, "--match", WIDE, kept=True)
+    yield _table(setting, "fused_mlp", "fused_mlp", 20, 50, "--match", WIDE, kept=True)
+    yield _table(setting, "rest", "fused_mlp,projection,local_aggregation", 76, 120, "--leave-out", WIDE)
+    only = "context_aggregation,local_aggregation"
+    yield _table(setting, "compiled", only, 85, 120, "--match", "mix|5×5", compile_alone=True)
 
 
 def _second(setting: Setting) -> Iterator[Step]:
@@ -121,13 +124,13 @@ def _second(setting: Setting) -> Iterator[Step]:
         yield Step(tool, f"every CUDA C++ kernel under {tool}", command, 55, 75, beside=tool != "memcheck")
     # Beside the sanitizers, which share the GPU in slices of time: what is timed comes after them.
     what = "the networks' kernels, and what torch.compile makes of the released network"
-    compiled = ("model,column,mlp", "ratio 8" if setting.rehearsal else "light|ratio 8")
+    compiled = ("model,column,fused_mlp", "ratio 8" if setting.rehearsal else "light|ratio 8")
     yield _compiled(setting, "compile", what, *compiled, 65, 75, "--match", "inference|step|ratio 8", beside=True)
     yield _table(setting, "light", "model", 24, 60, "--match", "light", kept=True, seconds=1.5)
     container = ("--leave-out", "light", "--batch", "64")
     yield _table(setting, "container", "model", 30, 60, *container, kept=True, seconds=1.5)
     # A processor takes minutes for what torch.compile does with a network.
-    only = "mlp" if setting.rehearsal else "model,mlp"
+    only = "fused_mlp" if setting.rehearsal else "model,fused_mlp"
     both = ("--match", "light|ratio 8")
     yield _table(setting, "compiled", only, 50, 80, *both, compile_alone=True, seconds=0.8)
     yield _table(setting, "columns", "column", 25, 50, seconds=1.5)

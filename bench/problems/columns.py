@@ -37,12 +37,12 @@ class ColumnProblem(ModelProblem):
         aggregation = block.aggregation
         if aggregation.dynamic:
             yield roofline.projection(rows, dim, 3 * dim, itemsize, training)
-            yield roofline.mix(self.batch, tokens, dim, itemsize, training)
+            yield roofline.context_aggregation(self.batch, tokens, dim, itemsize, training)
             yield roofline.projection(rows, dim, dim, itemsize, training, residual=True)
         else:
             hidden_tokens = aggregation.token_mlp.w1.shape[1]
-            yield roofline.mlp(self.batch * dim, tokens, hidden_tokens, itemsize, training)
-        yield roofline.mlp(rows, dim, block.mlp.fc1.out_features, itemsize, training)
+            yield roofline.fused_mlp(self.batch * dim, tokens, hidden_tokens, itemsize, training)
+        yield roofline.fused_mlp(rows, dim, block.mlp.fc1.out_features, itemsize, training)
 
     def released(self) -> nn.Module:
         return timm.create_model(BASELINES[self.model], img_size=self.size)

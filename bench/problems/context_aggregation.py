@@ -25,7 +25,7 @@ SDPA = {
 
 
 @dataclass(frozen=True)
-class MixProblem(OpProblem):
+class ContextAggregationProblem(OpProblem):
     """Attention and a 5×5 depthwise term on slices of one packed projection."""
 
     case: MixCase
@@ -42,8 +42,8 @@ class MixProblem(OpProblem):
 
     @property
     def kernels(self) -> list[roofline.Cost]:
-        case = self.case
-        return [roofline.mix(case.batch, case.tokens, case.channels, self.dtype.itemsize, self.backward)]
+        case, itemsize = self.case, self.dtype.itemsize
+        return [roofline.context_aggregation(case.batch, case.tokens, case.channels, itemsize, self.backward)]
 
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from container_kernels import fused_mlp
 
 
 @dataclass(frozen=True)
-class MlpProblem(TokenProblem):
+class FusedMlpProblem(TokenProblem):
     """x + mlp(x)."""
 
     ratio: int
@@ -28,7 +28,7 @@ class MlpProblem(TokenProblem):
     @property
     def kernels(self) -> list[roofline.Cost]:
         rows = self.batch * self.tokens
-        return [roofline.mlp(rows, self.channels, self.channels * self.ratio, self.dtype.itemsize, self.backward)]
+        return [roofline.fused_mlp(rows, self.channels, self.channels * self.ratio, self.dtype.itemsize, self.backward)]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ NATIVE = "eager without cuDNN"
 
 
 @dataclass(frozen=True)
-class DepthwiseProblem(OpProblem):
+class LocalAggregationProblem(OpProblem):
     """Depthwise kernel × kernel convolution with bias of a (B, H, W, C) image."""
 
     batch: int
@@ -37,8 +37,8 @@ class DepthwiseProblem(OpProblem):
 
     @property
     def kernels(self) -> list[roofline.Cost]:
-        tokens = self.height * self.width
-        return [roofline.depthwise(self.batch, tokens, self.channels, self.kernel, self.dtype.itemsize, self.backward)]
+        tokens, itemsize = self.height * self.width, self.dtype.itemsize
+        return [roofline.local_aggregation(self.batch, tokens, self.channels, self.kernel, itemsize, self.backward)]
 
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:

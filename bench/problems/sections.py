@@ -7,18 +7,18 @@ A GPU gets the batch that fills it; a CPU a sixteenth of it.
 from collections.abc import Iterator, Sequence
 
 from bench.problems.columns import ColumnProblem
-from bench.problems.context_aggregation import MixProblem
-from bench.problems.fused_mlp import MlpProblem
-from bench.problems.local_aggregation import DepthwiseProblem
+from bench.problems.context_aggregation import ContextAggregationProblem
+from bench.problems.fused_mlp import FusedMlpProblem
+from bench.problems.local_aggregation import LocalAggregationProblem
 from bench.problems.networks import BlockProblem, ModelProblem
 from bench.problems.problem import Problem
 from bench.problems.projection import ProjectionProblem
 from container_kernels.testing import MixCase
 
-SECTIONS = ("mix", "depthwise", "mlp", "projection", "block", "model", "column")
+SECTIONS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection", "block", "model", "column")
 
 # Batch on a GPU, height, width, channels, heads.
-MIX_SHAPES = (
+CONTEXT_AGGREGATION_SHAPES = (
     (128, 7, 7, 512, 16),
     (128, 14, 14, 320, 10),
     (64, 28, 28, 128, 4),
@@ -27,10 +27,10 @@ MIX_SHAPES = (
     (4, 50, 84, 320, 10),
 )
 # Batch on a GPU, height, width, channels.
-DEPTHWISE_SHAPES = ((128, 7, 7, 512), (128, 14, 14, 320), (128, 28, 28, 128), (128, 56, 56, 64))
-DEPTHWISE_KERNELS = (3, 5, 7)
+LOCAL_AGGREGATION_SHAPES = ((128, 7, 7, 512), (128, 14, 14, 320), (128, 28, 28, 128), (128, 56, 56, 64))
+LOCAL_AGGREGATION_KERNELS = (3, 5, 7)
 # Batch on a GPU, tokens, channels, hidden channels over them.
-MLP_SHAPES = ((128, 3136, 64, 8), (128, 784, 128, 8), (128, 196, 320, 4), (128, 49, 512, 4))
+FUSED_MLP_SHAPES = ((128, 3136, 64, 8), (128, 784, 128, 8), (128, 196, 320, 4), (128, 49, 512, 4))
 # Batch on a GPU, tokens, channels in and out: those of output projections, and one of queries, keys and values.
 PROJECTION_SHAPES = (
     (128, 3136, 64, 64),
@@ -65,24 +65,24 @@ def _batch(on_gpu: int, device: str) -> int:
     return on_gpu if device == "cuda" else max(1, on_gpu // CPU_BATCH_DIVISOR)
 
 
-def _mix(device: str, shapes=MIX_SHAPES) -> Iterator[Problem]:
+def _context_aggregation(device: str, shapes=CONTEXT_AGGREGATION_SHAPES) -> Iterator[Problem]:
     for backward in (False, True):
         for batch, height, width, channels, heads in shapes:
             case = MixCase(_batch(batch, device), height, width, heads, channels // heads)
-            yield MixProblem(device, backward, case)
+            yield ContextAggregationProblem(device, backward, case)
 
 
-def _depthwise(device: str, shapes=DEPTHWISE_SHAPES) -> Iterator[Problem]:
+def _local_aggregation(device: str, shapes=LOCAL_AGGREGATION_SHAPES) -> Iterator[Problem]:
     for backward in (False, True):
-        for kernel in DEPTHWISE_KERNELS:
+        for kernel in LOCAL_AGGREGATION_KERNELS:
             for batch, *shape in shapes:
-                yield DepthwiseProblem(device, backward, _batch(batch, device), *shape, kernel)
+                yield LocalAggregationProblem(device, backward, _batch(batch, device), *shape, kernel)
 
 
-def _mlp(device: str, shapes=MLP_SHAPES) -> Iterator[Problem]:
+def _fused_mlp(device: str, shapes=FUSED_MLP_SHAPES) -> Iterator[Problem]:
     for backward in (False, True):
         for batch, tokens, channels, ratio in shapes:
-            yield MlpProblem(device, backward, _batch(batch, device), tokens, channels, ratio)
+            yield FusedMlpProblem(device, backward, _batch(batch, device), tokens, channels, ratio)
 
 
 def _projection(device: str, shapes=PROJECTION_SHAPES) -> Iterator[Problem]:
@@ -110,13 +110,18 @@ def _column(device: str, models=COLUMNS) -> Iterator[Problem]:
 
 
 _SECTIONS = {
-    "mix": _mix, "depthwise": _depthwise, "mlp": _mlp, "projection": _projection, "block": _block, "model": _model,
+    "context_aggregation": _context_aggregation,
+    "local_aggregation": _local_aggregation,
+    "fused_mlp": _fused_mlp,
+    "projection": _projection,
+    "block": _block,
+    "model": _model,
     "column": _column,
-}  # fmt: skip
+}
 _SMALL = {
-    "mix": lambda device: _mix(device, MIX_SHAPES[:3]),
-    "depthwise": lambda device: _depthwise(device, DEPTHWISE_SHAPES[1:2]),
-    "mlp": lambda device: _mlp(device, MLP_SHAPES[3:] + MLP_SHAPES[1:2]),
+    "context_aggregation": lambda device: _context_aggregation(device, CONTEXT_AGGREGATION_SHAPES[:3]),
+    "local_aggregation": lambda device: _local_aggregation(device, LOCAL_AGGREGATION_SHAPES[1:2]),
+    "fused_mlp": lambda device: _fused_mlp(device, FUSED_MLP_SHAPES[3:] + FUSED_MLP_SHAPES[1:2]),
     "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),

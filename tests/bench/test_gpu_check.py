@@ -20,7 +20,17 @@ from bench_programs import run
 
 from bench import ROOT, table
 from bench.gpu_check import device, precompile
-from bench.gpu_check.steps import LIMITS, TESTS, Setting, expected_seconds, groups, pytest_arguments, steps, time_for
+from bench.gpu_check.steps import (
+    LIMITS,
+    OPS,
+    TESTS,
+    Setting,
+    expected_seconds,
+    groups,
+    pytest_arguments,
+    steps,
+    time_for,
+)  # fmt: skip
 from bench.names import COMPILED, NOT_FUSED, OURS
 from bench.problems import sections
 from bench.problems.problem import contender_names
@@ -62,7 +72,8 @@ def test_the_plan_prints_and_runs_nothing(tmp_path):
     for stage, stage_steps in stages().items():
         assert f"stage {stage}: " in done.stdout
         assert all(f" {step.name}: {step.what}" in done.stdout for step in stage_steps)
-    assert "pytest" in done.stdout and "-n 16" in done.stdout and "-m bench.table --only mix" in done.stdout
+    for command in ("-m pytest", "-n 16", "-m bench.table --only context_aggregation"):
+        assert command in done.stdout
 
 
 @pytest.mark.parametrize(("stage", "call"), [(1, 540), (2, 300)])
@@ -121,7 +132,7 @@ def test_every_problem_is_measured_once_and_what_decides_most_first():
     mix, wide, mlp, rest = measured_by(1, compile_alone=False)
     assert len(mix) == 12 and len(wide) == 8 and all("5×5" in name for name in wide)
     assert len(mlp) == 4 and all("64 channels" in name or "128 channels" in name for name in mlp)
-    ops = sections.all_problems("cuda", ("mix", "depthwise", "mlp", "projection"))
+    ops = sections.all_problems("cuda", OPS)
     assert Counter([*mix, *wide, *mlp, *rest]) == Counter(problem.name for problem in ops)
     networks = sections.all_problems("cuda", ("model", "column"))
     light, container, columns = measured_by(2, compile_alone=False)
@@ -250,11 +261,11 @@ def rehearse(stage, folder, *more):
 
 def test_a_few_steps_rehearsed(tmp_path):
     """Real programs from the door to the archive; all of both stages under `-m slow`."""
-    printed = rehearse(1, tmp_path / "one", "--steps", "device,tests-cuda,times-depthwise")
+    printed = rehearse(1, tmp_path / "one", "--steps", "device,tests-cuda,times-local_aggregation")
     assert re.search(r"tests-cuda +ok .* tests collected", printed)
     assert "depthwise 5×5 fwd 8×14×14 320" in printed.split("# GPU check")[1]
-    expected = {"device.json", "device.log", "tests-cuda.log", "times-depthwise.log", "steps.json", "summary.md"}
-    assert expected <= members(tmp_path / "one", 1)
+    logs = {f"{step}.log" for step in ("device", "tests-cuda", "times-local_aggregation")}
+    assert logs | {"device.json", "steps.json", "summary.md"} <= members(tmp_path / "one", 1)
 
 
 def test_a_step_that_does_not_exist_is_named(tmp_path):
@@ -282,7 +293,7 @@ def test_a_stop_keeps_what_was_done(tmp_path):
     work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     program = subprocess.Popen(
-        [sys.executable, *PROGRAM, "1", out, "--rehearse", "--steps", "times-mix"],
+        [sys.executable, *PROGRAM, "1", out, "--rehearse", "--steps", "times-context_aggregation"],
         env=os.environ | {"TMPDIR": str(work)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     first = program.stdout.readline()
@@ -291,9 +302,9 @@ def test_a_stop_keeps_what_was_done(tmp_path):
     program.send_signal(signal.SIGTERM)
     program.send_signal(signal.SIGTERM)  # as GNU timeout does, to its child and then to the group
     rest, _ = program.communicate(timeout=30)
-    assert first.startswith("times-mix begins") and program.returncode == 143
-    assert re.search(r"^times-mix +stopped ", rest, re.MULTILINE)
-    assert {"times-mix.log", "steps.json", "summary.md"} <= members(out, 1)
+    assert first.startswith("times-context_aggregation begins") and program.returncode == 143
+    assert re.search(r"^times-context_aggregation +stopped ", rest, re.MULTILINE)
+    assert {"times-context_aggregation.log", "steps.json", "summary.md"} <= members(out, 1)
     assert running_with(work) == 0 and not list(work.iterdir())
 
 

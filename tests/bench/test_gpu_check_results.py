@@ -7,7 +7,7 @@ import pytest
 
 from bench.gpu_check.results import Results
 from bench.gpu_check.results import test_outcomes as outcomes_of
-from bench.gpu_check.steps import Setting, steps
+from bench.gpu_check.steps import OPS, Setting, steps
 from bench.problems import sections
 from bench.report.predictions import DEVICE
 
@@ -75,7 +75,7 @@ def table(problems, **more):
 
 def test_the_end_of_an_output_holds_the_summary(results):
     """12,000 characters: all problems of the first stage, and what is wrong as far as there is room."""
-    problems = sections.all_problems("cuda", ("mix", "depthwise", "mlp", "projection"))
+    problems = sections.all_problems("cuda", OPS)
     much = ["a note of what was not measured and why " * 9] * 200
     (results.work / "ops.json").write_text(json.dumps(table(problems, notes=much, wrong=much)))
     for step in steps(1, Setting(16, results.work)):
@@ -92,7 +92,7 @@ def test_the_end_of_an_output_holds_the_summary(results):
 
 
 def test_networks_and_ops_are_tables_of_their_own_and_predictions_are_named(results):
-    mix = sections.all_problems("cuda", ["mix"])[:2]
+    mix = sections.all_problems("cuda", ["context_aggregation"])[:2]
     (results.work / "ops.json").write_text(json.dumps(table(mix)))
     row = {**table(mix)["rows"][0], "problem": "inference", "images_per_second": 640.0, "memory": 0.5}
     (results.work / "nets.json").write_text(json.dumps(table([], rows=[row], wrong=["inference: differs"])))

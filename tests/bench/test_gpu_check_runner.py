@@ -1,19 +1,15 @@
 """How the GPU check runs its steps and keeps what they did, on steps of a few lines."""
 
 import json
-import re
 import subprocess
 import tarfile
 import time
 
 import pytest
-from bench_programs import run
 
 from bench import ROOT
-from bench.gpu_check import runner, sanitize, worker
-from bench.gpu_check.device import gpu_facts, shipped_arch
+from bench.gpu_check import runner
 from bench.gpu_check.results import Results
-from bench.gpu_check.results import test_outcomes as outcomes_of
 from bench.gpu_check.steps import Setting, Step
 
 
@@ -157,118 +153,3 @@ def test_the_archive_has_logs_and_tables_and_no_programs(stage, tmp_path):
         names = {name.removeprefix("stage1/") for name in archive.getnames()}
         steps = json.loads(archive.extractfile("stage1/steps.json").read())
     assert names == {"a.json", "one.log", "steps.json", "summary.md"} and steps[0]["state"] == "ok"
-
-
-# The plugin of the tests.
-
-TESTS = {
-    "lost": (
-        "def test_loses():\n    from bench.gpu_check import worker\n    worker.context_is_lost = lambda: True\n",
-        r"worker '?gw\d'? crashed while running '?tests/test_it.py::test_loses",
-    ),
-    "hangs": (
-        "def test_hangs():\n    import time\n    time.sleep(60)\n",
-        r"worker '?gw\d'? crashed while running '?tests/test_it.py::test_hangs",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", TESTS)
-def test_a_broken_gpu_costs_one_test(tmp_path, what):
-    pytest.importorskip("xdist")
-
-    code, message = TESTS[what]
-    (tmp_path / "conftest.py").write_text("from bench.gpu_check import worker\nworker.SECONDS = 3\n")
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_it.py").write_text(f"def test_before(): pass\n{code}def test_after(): pass\n")
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    command = ["-m", "pytest", "-p", "bench.gpu_check.worker", "-p", "no:cacheprovider", "-n", "1", "-v", tmp_path]
-    done = run(*command, f"--rootdir={tmp_path}", env=environment)
-    printed = done.stdout + done.stderr
-    # What a test lost after it had passed is counted as both, and the last outcome is the one that the summary takes.
-    assert f"1 failed, {3 if what == 'lost' else 2} passed" in done.stdout, printed
-    assert re.search(message, done.stdout), printed
-    outcomes = {test.split("::")[1]: outcome for test, outcome in outcomes_of(done.stdout).items()}
-    assert list(outcomes.values()) == ["PASSED", "FAILED", "PASSED"], outcomes
-    assert ("the GPU is lost to this process" if what == "lost" else "Timeout (0:00:03)!") in printed
-
-
-def test_comparisons_with_float64_come_first_and_the_processor_is_left_out(monkeypatch):
-    from types import SimpleNamespace
-
-    import container_kernels
-    from container_kernels import _extension
-
-    names = ["test_a", "test_matches_float64[x]", "test_b", "test_matches_float64[y]"]
-    items = [SimpleNamespace(name=name) for name in names]
-    monkeypatch.setattr(_extension, "load_cuda_host", _extension.load_cuda_host)
-    for reason, left_out in (("no GPU", False), (None, True)):
-        monkeypatch.setattr(container_kernels, "usable_backends", lambda reason=reason: {"cuda": reason})
-        worker.pytest_collection_modifyitems(items)
-        assert [item.name for item in items] == [names[1], names[3], names[0], names[2]]
-        assert (_extension.load_cuda_host is worker._leave_out) == left_out
-    with pytest.raises(pytest.skip.Exception, match="says nothing about the GPU"):
-        _extension.load_cuda_host()
-
-
-# What only looks at the machine.
-
-
-@pytest.mark.parametrize(
-    ("capability", "arch"),
-    [("9.0", "90a"), ("8.0", "80"), ("8.9", "80"), ("10.0", "80+PTX"), ("12.0", "80+PTX")],
-)
-def test_what_is_built_is_what_an_install_would_run(capability, arch):
-    assert shipped_arch(capability, "80+PTX;90a") == arch
-
-
-@pytest.mark.parametrize(
-    ("capability", "arch"),
-    [("8.0", "80"), ("8.6", "80"), ("9.0", "90a"), ("10.0", "80+100"), ("10.3", "80+100"), ("11.0", "80+PTX"),
-     ("12.0", "80+120")],
-)  # fmt: skip
-def test_what_is_built_of_the_default(capability, arch):
-    """The list itself, not one like it, and what comes out is one that the builder takes."""
-    from builder.nvcc import arch_flags
-    from container_kernels._env import VARIABLES
-
-    assert shipped_arch(capability, VARIABLES["CONTAINER_KERNELS_CUDA_ARCHS"].default) == arch
-    assert arch_flags("nvcc", arch)
-
-
-def test_an_architecture_of_its_own_goes_before_ptx():
-    assert shipped_arch("10.0", "80+PTX;90a;100;120") == "100"
-    assert shipped_arch("12.1", "80+PTX;90a;100;120") == "120"
-    with pytest.raises(ValueError, match=r"no code for compute capability 7.5"):
-        shipped_arch("7.5", "80+PTX;90a")
-
-
-def test_facts_of_a_gpu_by_nvidia_smi(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 81559 MiB, 580.159.04, 345 MHz, 1980 MHz, 31'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert gpu_facts()["compute_cap"] == "9.0" and gpu_facts()["name"] == "NVIDIA H100 80GB HBM3"
-    tool.write_text("#!/bin/sh\necho 'no devices were found'; exit 6\n")
-    assert gpu_facts() == {}
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert gpu_facts() == {}
-
-
-def test_sanitizer_runs_the_kernels_as_built(tmp_path, monkeypatch):
-    built = []
-    tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\necho "$@" >>"$0.log"\nexit 3\n')
-    tool.chmod(0o755)
-    monkeypatch.setattr(sanitize, "build_program", lambda source, program, archs: built.append(archs))
-    monkeypatch.setenv("CONTAINER_KERNELS_CUDA_ARCHS", "90a")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert sanitize.main("racecheck", tmp_path) == 3 and built == ["90a"]
-    program = tmp_path / "sanitized" / "run_kernels"
-    assert (tmp_path / "compute-sanitizer.log").read_text() == f"--tool racecheck --error-exitcode 3 {program}\n"
-
-
-def test_without_a_sanitizer_nothing_is_checked_and_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
-    assert sanitize.main("memcheck", tmp_path) == sanitize.NOT_RUN
-    assert capsys.readouterr().out == "compute-sanitizer is not on this machine\n"

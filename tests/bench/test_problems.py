@@ -1,44 +1,32 @@
-"""The benchmarks: their arithmetic, the gate in front of the clock, the baseline network, the commands as written."""
-
-import json
+"""The benchmark problems, and the check against eager that every contender passes before it is timed."""
 
 import pytest
 import timm
 import torch
-from bench_programs import run, usage_lines
-from released import golden, golden_input, released_state_dict
 
-from bench import ROOT, ablation
 from bench.names import COMPILED, EAGER, NOT_FUSED, OURS
 from bench.problems import context_aggregation, local_aggregation, networks
 from bench.problems.columns import ColumnProblem
-from bench.problems.context_aggregation import MixProblem
-from bench.problems.fused_mlp import MlpProblem
-from bench.problems.local_aggregation import DepthwiseProblem
+from bench.problems.context_aggregation import ContextAggregationProblem
+from bench.problems.fused_mlp import FusedMlpProblem
+from bench.problems.local_aggregation import LocalAggregationProblem
 from bench.problems.networks import BlockProblem, ModelProblem
 from bench.problems.problem import checked_contenders, contender_names
 from bench.problems.projection import ProjectionProblem
-from bench.problems.released_network import ReleasedNetwork
 from container_kernels.testing import MixCase
-
-GOLDEN_NAMES = ROOT / "tests" / "golden" / "container_light_official_names.json"
-
-
-def relative_error(actual, expected):
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def tiny_problems():
     return [
-        MixProblem("cpu", True, MixCase()),
-        DepthwiseProblem("cpu", True, 2, 5, 6, 8, 5),
+        ContextAggregationProblem("cpu", True, MixCase()),
+        LocalAggregationProblem("cpu", True, 2, 5, 6, 8, 5),
         BlockProblem("cpu", True, 1, True, 2, 6),
         BlockProblem("cpu", False, 1, False, 2, 6),
         ModelProblem("cpu", False, "container", 2, 64),
         ModelProblem("cpu", True, "container_light", 4, 64),
         ColumnProblem("cpu", False, "mixer", 1, 32),
         ColumnProblem("cpu", True, "deit_small", 2, 32),
-        MlpProblem("cpu", True, 2, 30, 16, 4),
+        FusedMlpProblem("cpu", True, 2, 30, 16, 4),
         ProjectionProblem("cpu", True, 2, 30, 16, 16),
         ProjectionProblem("cpu", False, 2, 30, 16, 48),
     ]
@@ -92,23 +80,6 @@ def test_inference_of_ours_is_that_of_the_fused_network():
     assert plain == set(timm.create_model("container").state_dict()) and not fused & {"stages.0.blocks.0.norm1.weight"}
 
 
-def test_steps_of_the_ablation_agree(capsys):
-    threads = torch.get_num_threads()
-    try:
-        assert ablation.main(["--device", "cpu", "--batch", "1", "--size", "64", "--seconds", "0.1"]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("the release", "+ "))]
-    assert len(lines) == len(ablation.STEPS) == 5
-    assert lines[0].split()[-2:] == ["1.00", "1.00"]
-
-
-def test_a_wrong_step_of_the_ablation_is_an_error(monkeypatch):
-    monkeypatch.setattr(ablation, "fused_mlp", lambda x, *weights: x)
-    with pytest.raises(AssertionError, match=r"fused MLP: differs from eager by"):
-        ablation.contenders(ModelProblem("cpu", False, "container_light", 1, 64))
-
-
 def timm_without_local_terms():
     """A stand-in for timm whose network forgets a filter."""
 
@@ -147,30 +118,3 @@ def test_a_backend_of_ours_may_refuse_but_not_fail(monkeypatch):
     monkeypatch.setattr(local_aggregation, "local_aggregation", fail)
     with pytest.raises(AssertionError, match=r"depthwise 5×5 .*: ours on cuda: an illegal memory access"):
         checked_contenders(problem, ["ours on cuda"])
-
-
-def test_baseline_network_has_the_released_names():
-    with torch.device("meta"):
-        network = ReleasedNetwork()
-    assert {n: list(t.shape) for n, t in network.state_dict().items()} == json.loads(GOLDEN_NAMES.read_text())
-
-
-def test_baseline_network_computes_what_the_release_does():
-    baseline, ours = ReleasedNetwork().eval(), timm.create_model("container_light").eval()
-    baseline.load_state_dict(released_state_dict())
-    ours.load_state_dict(baseline.state_dict())
-    baseline.to(memory_format=torch.channels_last)
-    image = golden_input().to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        logits = baseline(image)
-        assert relative_error(logits, torch.from_numpy(golden()["logits"])) < 2e-5
-        assert relative_error(ours(image), logits) < 2e-5
-
-
-def test_pytest_command_measures():
-    """As people type it: the project's --benchmark-disable must not stand in its way."""
-    commands = usage_lines(ROOT / "bench" / "conftest.py")
-    assert ["pytest", "bench", "--benchmark-only"] in commands and ["pytest", "bench"] in commands
-    result = run("-m", "pytest", "bench", "--benchmark-only", "-k", "depthwise_3x3_forward-8x14x14-320_channels-eager")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 passed" in result.stdout and "% of floor" in result.stdout and "Median" in result.stdout

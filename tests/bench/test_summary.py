@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import ROOT, roofline
-from bench.gpu_check.steps import LIMITS, Setting, steps
+from bench.gpu_check.steps import LIMITS, OPS, Setting, steps
 from bench.problems import sections
 from bench.report import predictions, summary
 from bench.report.predictions import DEVICE, PREDICTIONS, predicted_us
@@ -73,7 +73,7 @@ def test_summary_reads_what_the_table_wrote():
 @pytest.fixture
 def measured():
     """The problems of both stages' tables, CONTAINER with the batch that it has there."""
-    problems = sections.all_problems("cuda", ("mix", "depthwise", "mlp", "projection", "model", "column"))
+    problems = sections.all_problems("cuda", (*OPS, "model", "column"))
     (step,) = [step for stage in LIMITS for step in steps(stage, Setting(16, Path())) if step.name == "times-container"]
     batch = int(step.command[step.command.index("--batch") + 1])
     return [replace(p, batch=batch) if p.name.startswith("container ") else p for p in problems]

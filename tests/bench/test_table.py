@@ -16,7 +16,7 @@ DEPTHWISE = "depthwise 3×3 forward, 8×14×14, 320 channels"
 def test_table_reports_a_wrong_result_without_a_row(monkeypatch, tmp_path, capsys):
     right = local_aggregation.local_aggregation
     monkeypatch.setattr(local_aggregation, "local_aggregation", lambda *arguments: right(*arguments) * 1.01)
-    assert table.main(["--quick", "--only", "depthwise", "--device", "cpu", "--output", str(tmp_path)]) == 1
+    assert table.main(["--quick", "--only", "local_aggregation", "--device", "cpu", "--output", str(tmp_path)]) == 1
     (written,) = tmp_path.glob("*.json")
     report = json.loads(written.read_text())
     assert not report["rows"] and "differs from eager" in report["wrong"][0]
@@ -24,8 +24,8 @@ def test_table_reports_a_wrong_result_without_a_row(monkeypatch, tmp_path, capsy
 
 
 def test_table_begins_no_problem_after_its_limit(tmp_path):
-    options = ["--only", "mix,depthwise", "--device", "cpu", "--limit", "-1", "--output", str(tmp_path)]
-    assert table.main(options) == 0
+    options = ["--only", "context_aggregation,local_aggregation", "--device", "cpu", "--limit", "-1"]
+    assert table.main([*options, "--output", str(tmp_path)]) == 0
     (written,) = tmp_path.glob("*.json")
     report = json.loads(written.read_text())
     assert not report["rows"] and len(report["notes"]) == 36
@@ -40,7 +40,7 @@ def test_network_that_does_not_fit_is_measured_on_a_smaller_batch(monkeypatch, t
 
     measured = []
     monkeypatch.setattr(table, "measure_problem", needs_room)
-    assert table.main(["--only", "mix,model", "--device", "cpu", "--output", str(tmp_path)]) == 0
+    assert table.main(["--only", "context_aggregation,model", "--device", "cpu", "--output", str(tmp_path)]) == 0
     (written,) = tmp_path.glob("*.json")
     notes = json.loads(written.read_text())["notes"]
     assert measured[0] == "container_light inference, batch 2, 224×224" and len(measured) == 4
@@ -57,7 +57,7 @@ def test_table_usage_lines_run():
 
 def test_table_writes_its_files(tmp_path):
     *_, quick = usage_lines(ROOT / "bench" / "table.py")
-    result = run(*quick[1:], "--only", "depthwise", "--device", "cpu", "--output", str(tmp_path))
+    result = run(*quick[1:], "--only", "local_aggregation", "--device", "cpu", "--output", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert "times faster" in result.stdout and DEPTHWISE in result.stdout
 
@@ -73,10 +73,10 @@ def test_table_writes_its_files(tmp_path):
 
 def test_table_refuses_an_unknown_section(capsys):
     with pytest.raises(SystemExit):
-        table.parse_options(["--only", "mix,depthwize"])
+        table.parse_options(["--only", "fused_mlp,depthwise"])
     assert (
-        "expected some of mix, depthwise, mlp, projection, block, model, column, got 'depthwize'"
-        in capsys.readouterr().err
+        "expected some of context_aggregation, local_aggregation, fused_mlp, projection, block, model, column, "
+        "got 'depthwise'" in capsys.readouterr().err
     )
 
 
@@ -87,7 +87,8 @@ def only_report(folder):
 
 def quick(folder, *more):
     """A small problem of each of three sections, in no time."""
-    options = ["--quick", "--only", "mix,depthwise,mlp", "--device", "cpu", "--seconds", "0.01"]
+    sections = "context_aggregation,local_aggregation,fused_mlp"
+    options = ["--quick", "--only", sections, "--device", "cpu", "--seconds", "0.01"]
     return [*options, "--output", str(folder), *more]
 
 
@@ -172,11 +173,11 @@ def test_problems_and_contenders_are_chosen_by_options():
     def problems(*options):
         return table.chosen_problems(table.parse_options(["--device", "cuda", *options]))
 
-    named = [problem.name for problem in problems("--only", "depthwise", "--match", "5×5")]
+    named = [problem.name for problem in problems("--only", "local_aggregation", "--match", "5×5")]
     assert len(named) == 8 and all("5×5" in name for name in named)
-    assert len(problems("--only", "depthwise", "--leave-out", "5×5")) == 16
+    assert len(problems("--only", "local_aggregation", "--leave-out", "5×5")) == 16
     assert {problem.batch for problem in problems("--only", "model,column", "--batch", "32")} == {32}
-    (mix, *_) = problems("--only", "mix")
+    (mix, *_) = problems("--only", "context_aggregation")
     for options, left_out, kept in (
         (["--no-compile"], {COMPILED}, {OURS, EAGER, "ours on cuda"}),
         (["--compile-alone"], {EAGER, "ours on cuda"}, {OURS, COMPILED}),
