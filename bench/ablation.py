@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What each step brings to inference: the network with more and more of it fused, all in one process, taking turns.
 
-    python bench/ablation.py                        container_light, batch 8, 224×224, float32, one thread
-    python bench/ablation.py --model container --batch 2 --threads 2
+    python -m bench.ablation                        container_light, batch 8, 224×224, float32, one thread
+    python -m bench.ablation --model container --batch 2 --threads 2
 
 Steps: the release in plain PyTorch; our aggregation and position embedding in between plain norms, 1×1 convolutions and
 residuals; the fused MLP; norms folded and residuals joined, which is our network as it is trained; `fuse()`. With one
@@ -14,15 +14,15 @@ import sys
 from collections.abc import Sequence
 from types import MethodType
 
-import cases
-import machine
 import torch
 import torch.nn.functional as F
-from names import EAGER, NOT_FUSED, OURS
-from network_problems import ModelProblem
-from timing import Contender, measure
 from torch import Tensor, nn
 
+from bench import machine
+from bench.names import EAGER, NOT_FUSED, OURS
+from bench.problems.networks import ModelProblem
+from bench.problems.sections import MODELS
+from bench.timing import Contender, measure
 from container_kernels import ContainerBlock, context_aggregation, fused_mlp, local_aggregation
 
 STEPS = {
@@ -87,7 +87,7 @@ def _convolution(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    batches = {model: (on_gpu, on_cpu) for model, on_gpu, on_cpu, _ in cases.MODELS}
+    batches = {model: (on_gpu, on_cpu) for model, on_gpu, on_cpu, _ in MODELS}
     parser.add_argument("--model", choices=tuple(batches), default="container_light")
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--size", type=int, default=224, help="of the images")

@@ -6,19 +6,17 @@
     pytest bench                                   run everything but torch.compile once, as checks
 
 Each implementation is checked against eager before it is timed. The table at the end has bytes, FLOPs, floor and % of
-floor, as has the JSON (`--benchmark-json`). For ratios to steer by run `python bench/table.py`, where contenders take
-turns.
+floor, as has the JSON (`--benchmark-json`). For ratios to steer by run `python -m bench.table`, where contenders
+take turns.
 """
 
 import functools
 
-import cases
-import contenders
-import floors
-import machine
-import names
 import pytest
-import timing
+
+from bench import machine, names, roofline, timing
+from bench.problems.problem import checked_contenders, contender_names
+from bench.problems.sections import all_problems, small_problems
 
 DEVICE = machine.default_device()
 
@@ -31,7 +29,7 @@ def pytest_configure(config):
     # The project's default is to run benchmarks once, as checks; --benchmark-only asks for more, not for an error.
     if config.option.benchmark_only:
         config.option.benchmark_disable = False
-    config.addinivalue_line("markers", "section(name): the problems of `cases` that the test measures")
+    config.addinivalue_line("markers", "section(name): the problems of a section of the table that the test measures")
 
 
 def pytest_report_header(config):
@@ -49,10 +47,10 @@ def pytest_generate_tests(metafunc):
         return
     options = metafunc.config.option
     everything = DEVICE == "cuda" or options.all_shapes
-    problems = (cases.all_problems if everything else cases.small_problems)(DEVICE, marker.args)
+    problems = (all_problems if everything else small_problems)(DEVICE, marker.args)
     # Compiling takes longer than everything else, and is somebody else's to check.
     left_out = () if options.benchmark_only or options.benchmark_enable else (names.COMPILED,)
-    pairs = [(p, name) for p in problems for name in contenders.contender_names(p) if name not in left_out]
+    pairs = [(p, name) for p in problems for name in contender_names(p) if name not in left_out]
     metafunc.parametrize(("problem", "implementation"), pairs, ids=[_identifier(p.name, name) for p, name in pairs])
 
 
@@ -67,13 +65,13 @@ def measure(benchmark):
     rates = _rates()
 
     def run(problem, implementation):
-        checked, unavailable = contenders.checked_contenders(problem, [implementation])
+        checked, unavailable = checked_contenders(problem, [implementation])
         if unavailable:
             pytest.skip(unavailable[implementation])
         benchmark.group = problem.name
         benchmark.name = implementation
         benchmark(checked[implementation])
-        cost = floors.total(problem.kernels)
+        cost = roofline.total(problem.kernels)
         floor_ms = rates.floor_ms(problem.kernels)
         benchmark.extra_info.update(bytes=cost.bytes, flops=cost.flops, floor_ms=floor_ms, rates=rates.source)
         if benchmark.stats is not None:
@@ -110,5 +108,5 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @functools.cache
-def _rates() -> floors.Rates:
-    return floors.rates(machine.device_name(DEVICE), DEVICE, machine.bench_dtype(DEVICE))
+def _rates() -> roofline.Rates:
+    return roofline.rates(machine.device_name(DEVICE), DEVICE, machine.bench_dtype(DEVICE))

@@ -1,3 +1,5 @@
 #!/usr/bin/env bash
-# The door to bench/gpu_check.py, which says what it does: bash bench/gpu_check.sh 1 [FOLDER]
-exec python3 "$(dirname "${BASH_SOURCE[0]}")/gpu_check.py" "$@"
+# Runs `python3 -m bench.gpu_check`, which says what it does, from any folder: bash bench/gpu_check.sh 1 [FOLDER]
+called_from=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+exec python3 -m bench.gpu_check --relative-to "$called_from" "$@"

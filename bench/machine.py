@@ -13,7 +13,6 @@ import torch
 import container_kernels
 from container_kernels import usable_backends
 
-ROOT = Path(__file__).resolve().parents[1]
 # That of the library that is measured, which need not be this tree's.
 LIBRARY = Path(container_kernels.__file__).resolve().parents[1]
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The ratio table: ours against eager and `torch.compile` on the machine at hand, with targets, floors and noise.
 
-    python bench/table.py                        everything
-    python bench/table.py --only mix,model       some of mix, depthwise, mlp, projection, block, model, column
-    python bench/table.py --only depthwise --match 5×5      problems whose names have a regular expression
-    python bench/table.py --no-compile           without torch.compile, which takes longer than all else
-    python bench/table.py --limit 200            begins no problem after 200 seconds
-    python bench/table.py --threads 1            the time of one thread, which other processes do not lengthen
-    python bench/table.py --quick                one small problem a section, without torch.compile: a look
+    python -m bench.table                           everything
+    python -m bench.table --only fused_mlp,model    some sections; all are context_aggregation, local_aggregation,
+                                                    fused_mlp, projection, block, model and column
+    python -m bench.table --only local_aggregation --match 5×5   problems whose names have a regular expression
+    python -m bench.table --no-compile              without torch.compile, which takes longer than all else
+    python -m bench.table --limit 200               begins no problem after 200 seconds
+    python -m bench.table --threads 1               the time of one thread, which other processes do not lengthen
+    python -m bench.table --quick                   one small problem per section, without torch.compile: a look
 
 Prints the table, and writes it as Markdown and JSON, with the conditions it was measured under, to bench/results
 (--output) in files named by device, dtype, torch version and date. It is written after every problem: --resume goes on
@@ -28,17 +29,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import cases
-import floors
-import machine
 import torch
-from contenders import Problem, WrongResult, checked_contenders, contender_names
-from floors import Rates
-from names import COMPILED, OURS
-from network_problems import ModelProblem
-from report import Report, Row
-from targets import target
-from timing import Measurement, measure, peak_memory
+
+from bench import ROOT, machine, roofline
+from bench.names import COMPILED, OURS
+from bench.problems.networks import ModelProblem
+from bench.problems.problem import Problem, WrongResult, checked_contenders, contender_names
+from bench.problems.sections import SECTIONS, all_problems, small_problems
+from bench.report.report import Report, Row
+from bench.roofline import Rates
+from bench.targets import target
+from bench.timing import Measurement, measure, peak_memory
 
 DEVICE_LOST, HUNG = 3, 4
 
@@ -166,7 +167,7 @@ def peak_memories(problem: Problem, names: Sequence[str]) -> dict[str, int]:
 
 def chosen_problems(options: argparse.Namespace) -> list[Problem]:
     """Problems in the order of the table."""
-    make = cases.small_problems if options.quick else cases.all_problems
+    make = small_problems if options.quick else all_problems
     problems = []
     for section in options.only:
         matching = [p for p in make(options.device, [section]) if wanted_by(options, p)]
@@ -198,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     if options.compile_mode:
         machine.COMPILE_MODES[device] = options.compile_mode
-    rates = floors.rates(machine.device_name(device), device, machine.bench_dtype(device))
+    rates = roofline.rates(machine.device_name(device), device, machine.bench_dtype(device))
     report = Report(device, {**machine.conditions(device), "floor": rates.source})
     stem = options.output / file_stem(report, options)
     if options.resume and stem.with_name(stem.name + ".json").exists():
@@ -238,7 +239,7 @@ def file_stem(report: Report, options: argparse.Namespace) -> str:
     """A name by every condition; parts of the table never overwrite the whole."""
     facts = report.conditions
     parts = [facts["device"], facts["dtype"], f"torch{facts['torch']}", facts["date"]]
-    parts += [] if tuple(options.only) == cases.SECTIONS else options.only
+    parts += [] if tuple(options.only) == SECTIONS else options.only
     parts += [options.label] if options.label else []
     parts += ["quick"] if options.quick else []
     return "-".join(re.sub(r"[^A-Za-z0-9.-]+", "_", part).strip("_") for part in parts)
@@ -248,17 +249,17 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     def sections(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
-            if name not in cases.SECTIONS:
-                raise argparse.ArgumentTypeError(f"expected some of {', '.join(cases.SECTIONS)}, got {name!r}")
+            if name not in SECTIONS:
+                raise argparse.ArgumentTypeError(f"expected some of {', '.join(SECTIONS)}, got {name!r}")
         return names
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=sections, default=list(cases.SECTIONS), help="sections, with commas")
+    parser.add_argument("--only", type=sections, default=list(SECTIONS), help="sections, with commas")
     parser.add_argument("--match", type=re.compile, help="regular expression that a problem's name must have")
     parser.add_argument("--leave-out", type=re.compile, help="regular expression that it must not have")
     parser.add_argument("--batch", type=int, help="of networks, in place of the table's")
-    parser.add_argument("--quick", action="store_true", help="one small problem a section, without torch.compile")
-    parser.add_argument("--output", type=Path, default=machine.ROOT / "bench" / "results", help="folder to write to")
+    parser.add_argument("--quick", action="store_true", help="one small problem per section, without torch.compile")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results", help="folder to write to")
     parser.add_argument("--label", help="added to the names of the files")
     parser.add_argument("--resume", action="store_true", help="go on with the files that an earlier process left")
     parser.add_argument("--device", choices=("cuda", "cpu"), default=machine.default_device())

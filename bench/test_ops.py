@@ -5,18 +5,18 @@
 import pytest
 
 
-@pytest.mark.section("mix")
-def test_mix(problem, implementation, measure):
+@pytest.mark.section("context_aggregation")
+def test_context_aggregation(problem, implementation, measure):
     measure(problem, implementation)
 
 
-@pytest.mark.section("depthwise")
-def test_depthwise(problem, implementation, measure):
+@pytest.mark.section("local_aggregation")
+def test_local_aggregation(problem, implementation, measure):
     measure(problem, implementation)
 
 
-@pytest.mark.section("mlp")
-def test_mlp(problem, implementation, measure):
+@pytest.mark.section("fused_mlp")
+def test_fused_mlp(problem, implementation, measure):
     measure(problem, implementation)
 
 

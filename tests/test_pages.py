@@ -43,18 +43,19 @@ def test_python_block_runs(code, tmp_path):
 
 
 def programs():
-    """Every `python some/program.py …` of the pages."""
+    """Every `python some/program.py …` and `python -m bench.program …` of the pages."""
     lines = {line for text in TEXT.values() for line in shell_lines(text)}
-    return sorted(line for line in lines if re.match(r"(python|torchrun .*?) ?\S*\.py", line))
+    return sorted(line for line in lines if re.match(r"(python|torchrun .*?) ?\S*\.py|python -m bench\.", line))
 
 
 @pytest.mark.parametrize("line", programs())
 def test_program_takes_the_options_shown(line):
     words = shlex.split(line)
-    index = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    program = ROOT / words[index]
-    assert program.is_file(), program
-    usage = subprocess.run([sys.executable, str(program), "--help"], capture_output=True, text=True, check=True).stdout
+    index = next(i for i, word in enumerate(words) if word.endswith(".py") or word.startswith("bench."))
+    program = ["-m", words[index]] if words[index - 1] == "-m" else [str(ROOT / words[index])]
+    usage = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     options = {word.split("=")[0] for word in words[index + 1 :] if word.startswith("--")}
     known = set(re.findall(r"--[a-z0-9-]+", usage))
     assert options <= known, options - known

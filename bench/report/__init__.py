@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Results of the table: files with their conditions, one line per problem, predictions."""
