@@ -128,7 +128,7 @@ class _GatherOverGroup(torch.autograd.Function):
     def forward(ctx, x, group):
         ctx.group = group
         gathered = x.new_empty((dist.get_world_size(group), *x.shape))
-        dist.all_gather_into_tensor(gathered, x, group=group)
+        dist.all_gather_into_tensor(gathered, x[None], group=group)
         return gathered
 
     @staticmethod
