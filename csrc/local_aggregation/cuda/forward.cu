@@ -133,23 +133,27 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     own.statistics.set(kSum, channel, {0, 0});
     own.statistics.set(kSquareSum, channel, {0, 0});
     const auto write = [&](T* out, const Float2(&values)[kColumns], bool is_first) {
-        Vec<T, 2> rounded[kColumns];
+        Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
+        if (partials) {
+            if (is_first && columns > 0) {
+                CK_UNROLL
+                for (int column = 0; column < kColumns; ++column) {
+                    if (column < columns) pivot = add(pivot, values[column]);
+                }
+                own.statistics.set(kPivot, channel, pivot_of(pivot, columns));
+            }
+            pivot = to_float(load<2>(own.statistics.rows[kPivot] + channel));
+        }
         CK_UNROLL
         for (int column = 0; column < kColumns; ++column) {
-            rounded[column] = from_floats<T>(values[column]);
-            store(own.row + column * kGroupChannels + channel, rounded[column]);
+            const Vec<T, 2> rounded = from_floats<T>(values[column]);
+            store(own.row + column * kGroupChannels + channel, rounded);
+            if (!partials || column >= columns) continue;
+            const Float2 deviation = subtract(to_float(rounded), pivot);
+            sum = add(sum, deviation);
+            square_sum = multiply_add(deviation, deviation, square_sum);
         }
         if (partials) {
-            if (is_first && columns > 0) own.statistics.set(kPivot, channel, pivot_of(rounded, columns));
-            const Float2 pivot = to_float(load<2>(own.statistics.rows[kPivot] + channel));
-            Float2 sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
-            CK_UNROLL
-            for (int column = 0; column < kColumns; ++column) {
-                if (column >= columns) continue;
-                const Float2 deviation = subtract(to_float(rounded[column]), pivot);
-                sum = add(sum, deviation);
-                square_sum = multiply_add(deviation, deviation, square_sum);
-            }
             accumulate(own.statistics.rows[kSum] + channel, sum);
             accumulate(own.statistics.rows[kSquareSum] + channel, square_sum);
         }
@@ -196,15 +200,13 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     }
 
     if (!partials) return;
-    // Counted again for each warp: memory for it would leave A100 room for one block less.
-    const auto pixels = [&](int warp) {
-        Place other = place;
-        other.walker = warp / tiling.column_warps;
-        const int rest = shape.width - place.first_column - warp % tiling.column_warps * kColumns;
-        return Strip(tiling, other, shape.height, 0).rows * (rest < 0 ? 0 : rest < kColumns ? rest : kColumns);
-    };
-    leave_statistics([&](int warp) -> const WarpStatistics& { return memories[warp].statistics; }, pixels,
-                     place.part, place.first_channel, tiling.padded_channels(), partials);
+    // In place of its last row: memory of its own would leave A100 room for one block less.
+    const auto pixels_of = [](WarpMemory<T>& memory) -> int& { return *reinterpret_cast<int*>(memory.row); };
+    sync_warp();
+    if (lane() == 0) pixels_of(own) = strip.rows * (columns > 0 ? columns : 0);
+    leave_statistics([&](int warp) -> const WarpStatistics& { return memories[warp].statistics; },
+                     [&](int warp) { return pixels_of(memories[warp]); }, place.part, place.first_channel,
+                     tiling.padded_channels(), partials);
 }
 
 template <class T, int K>

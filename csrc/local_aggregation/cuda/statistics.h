@@ -17,15 +17,9 @@ struct WarpStatistics {
     }
 };
 
-// The mean of the first `columns` pixels, at least one: a pivot of one alone could be far from the others.
-template <class T>
-CK_DEVICE Float2 pivot_of(const Vec<T, 2> (&pixels)[kColumns], int columns) {
-    Float2 sum{0, 0};
-    CK_UNROLL
-    for (int column = 0; column < kColumns; ++column) {
-        if (column < columns) sum = add(sum, to_float(pixels[column]));
-    }
-    // One that is not finite would make NaN of sums that are infinite.
+// The mean of `columns` pixels with this sum: one pixel alone could be far from the others. One that is not finite
+// would make NaN of sums that are infinite.
+CK_DEVICE Float2 pivot_of(Float2 sum, int columns) {
     const auto mean = [&](float value) { return value - value == 0 ? value / static_cast<float>(columns) : 0; };
     return {mean(sum.x), mean(sum.y)};
 }

@@ -152,7 +152,14 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
         Vec<T, 2> rounded[kColumns];
         CK_UNROLL
         for (int i = 0; i < kColumns; ++i) rounded[i] = from_floats<T>(sums[i]);
-        if (pixels == 0) pivot = pivot_of(rounded, columns);
+        if (pixels == 0) {
+            Float2 first_sum{0, 0};
+            CK_UNROLL
+            for (int i = 0; i < kColumns; ++i) {
+                if (i < columns) first_sum = add(first_sum, to_float(rounded[i]));
+            }
+            pivot = pivot_of(first_sum, columns);
+        }
         CK_UNROLL
         for (int i = 0; i < kColumns; ++i) {
             if (i >= columns) continue;
