@@ -13,8 +13,12 @@ from .modules import ContainerBlock, ContextAggregation, LocalAggregation
 from .ops.backend import usable_backends, use_backend
 from .ops.context_aggregation import context_aggregation
 from .ops.fused_mlp import fused_mlp
-from .ops.local_aggregation import local_aggregation, local_aggregation_with_statistics
-from .ops.projection import projection, projection_with_statistics
+from .ops.local_aggregation import (
+    local_aggregation,
+    local_aggregation_with_moments,
+    local_aggregation_with_statistics,
+)
+from .ops.projection import projection, projection_with_moments, projection_with_statistics
 
 __version__ = "0.1.0"
 
@@ -25,9 +29,11 @@ __all__ = [
     "context_aggregation",
     "fused_mlp",
     "local_aggregation",
+    "local_aggregation_with_moments",
     "local_aggregation_with_statistics",
     "models",
     "projection",
+    "projection_with_moments",
     "projection_with_statistics",
     "usable_backends",
     "use_backend",

@@ -56,10 +56,10 @@ void mix_backward(int dtype, const std::array<int64_t, 4>& sizes, const std::arr
 void depthwise_forward(int dtype, const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
                        int threads, Pointer x, const Strides& x_strides, Pointer weight, Pointer bias,
                        Pointer out, const Strides& out_strides, Pointer channel_sum,
-                       Pointer channel_square_sum) {
+                       Pointer channel_m2) {
     const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides), pointer(weight),
                                       pointer(bias), image(out, out_strides)};
-    const ck::ChannelStatistics statistics{pointer(channel_sum), pointer(channel_square_sum)};
+    const ck::ChannelStatistics statistics{pointer(channel_sum), pointer(channel_m2)};
     ck::depthwise_forward(params, statistics, static_cast<ck::DType>(dtype), threads);
 }
 
@@ -104,7 +104,7 @@ void mlp_backward(int dtype, const std::array<int64_t, 2>& tokens, const std::ar
 
 void projection_forward(int dtype, const std::array<int64_t, 2>& tokens, const std::array<int, 2>& widths,
                         int threads, Pointer x, Pointer weight, Pointer bias, Pointer residual,
-                        Pointer sample_scale, Pointer out, Pointer channel_sum, Pointer channel_square_sum) {
+                        Pointer sample_scale, Pointer out, Pointer channel_sum, Pointer channel_m2) {
     const ck::ProjectionForward params{projection_shape(tokens, widths),
                                        pointer(x),
                                        pointer(weight),
@@ -113,7 +113,7 @@ void projection_forward(int dtype, const std::array<int64_t, 2>& tokens, const s
                                        pointer(sample_scale),
                                        pointer(out),
                                        pointer(channel_sum),
-                                       pointer(channel_square_sum)};
+                                       pointer(channel_m2)};
     ck::projection_forward(params, static_cast<ck::DType>(dtype), threads);
 }
 

@@ -24,12 +24,12 @@ ck::DType element(int code) { return static_cast<ck::DType>(code); }
 
 void depthwise_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
                        const std::array<int, 2>& kernel, Pointer x, const Strides& x_strides, Pointer weight,
-                       Pointer bias, Pointer out, const Strides& out_strides, Pointer sum, Pointer square_sum,
+                       Pointer bias, Pointer out, const Strides& out_strides, Pointer sum, Pointer m2,
                        Pointer workspace) {
     const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides), pointer(weight),
                                       pointer(bias), image(out, out_strides)};
     const ck::DeviceGuard guard(device);
-    ck::cuda::depthwise_forward(params, {pointer(sum), pointer(square_sum)}, pointer(workspace),
+    ck::cuda::depthwise_forward(params, {pointer(sum), pointer(m2)}, pointer(workspace),
                                 element(dtype), pointer(stream));
 }
 

@@ -25,8 +25,7 @@ class ContainerBlock(nn.Module):
 
     in five passes over the image: batch norms are folded into the projections after them, with statistics from the pass
     that wrote their input, and residuals and drop-path are part of the pass that ends a branch. A layer that was
-    exchanged or hooked, or a norm of an unknown kind, is called as it is. Batch statistics are sums of x and x²: where
-    a channel's |mean| is m times its deviation, its variance has 2 log2(m) of float32's 24 bits less.
+    exchanged or hooked, or a norm of an unknown kind, is called as it is.
 
     Args:
         dim: channels C.

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation, packed_context_aggregation
 from ..ops.fold_norm import Moments
-from ..ops.projection import projection, projection_with_statistics
+from ..ops.projection import projection, projection_with_moments
 from .dense_affinity import resize_affinity
 from .folding import Affine
 from .initialization import init_local
@@ -197,7 +197,7 @@ class ContextAggregation(nn.Module):
         residual = None if residual is None else residual.permute(0, 2, 3, 1)
         arguments = (y, self.out_proj.weight, self.out_proj.bias)
         if with_statistics:
-            y, *sums = projection_with_statistics(*arguments, residual=residual, sample_scale=sample_scale)
+            y, *sums = projection_with_moments(*arguments, residual=residual, sample_scale=sample_scale)
             return y.permute(0, 3, 1, 2), Moments(*sums, count=y[..., 0].numel())
         return projection(*arguments, residual=residual, sample_scale=sample_scale).permute(0, 3, 1, 2), None
 

@@ -74,7 +74,7 @@ def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
 
     Args:
         norm: of a known kind (`why_unknown`).
-        statistics: sums of its input, where it `needs_statistics`.
+        statistics: sum and M2 of its input, where it `needs_statistics`.
 
     Raises:
         ValueError: a batch with a single value per channel.
@@ -102,15 +102,23 @@ def _is_frozen(norm: nn.Module) -> bool:
 
 
 def _of_the_group(norm: nn.Module, statistics: Moments) -> Moments:
-    """The sums of all processes, where the norm is synchronized; else this one's."""
-    channel_sum, channel_square_sum, count = statistics
+    """The statistics of all processes' values, where the norm is synchronized; else of this one's."""
+    channel_sum, channel_m2, count = statistics
     if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
         group = norm.process_group or dist.group.WORLD
         if dist.get_world_size(group) == 1:
             return _checked(statistics)
-        packed = torch.cat([channel_sum, channel_square_sum, channel_sum.new_full((1,), count)])
-        return Moments(*_SumOverGroup.apply(packed, group).tensor_split([len(channel_sum), -1]))
+        packed = torch.cat([channel_sum, channel_m2, channel_sum.new_full((1,), count)])
+        return _merged(*_GatherOverGroup.apply(packed, group).tensor_split([len(channel_sum), -1], dim=1))
     return _checked(statistics)
+
+
+def _merged(sums: Tensor, m2s: Tensor, counts: Tensor) -> Moments:
+    """The moments of all values from those of parts: (parts, C), (parts, C) and (parts, 1), some parts empty."""
+    total, count = sums.sum(0), counts.sum(0)
+    # Squares of differences of means: Σx² of all would lose the variance where the mean is large.
+    apart = sums / counts.clamp(min=1) - total / count.clamp(min=1)
+    return Moments(total, (m2s + counts * apart.square()).sum(0), count)
 
 
 def _checked(statistics: Moments) -> Moments:
@@ -119,14 +127,31 @@ def _checked(statistics: Moments) -> Moments:
     return statistics
 
 
-class _SumOverGroup(torch.autograd.Function):
+class _GatherOverGroup(torch.autograd.Function):
+    """x (n,) of every process -> (processes, n)."""
+
     @staticmethod
     def forward(ctx, x, group):
         ctx.group = group
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
+        gathered = x.new_empty((dist.get_world_size(group), *x.shape))
+        dist.all_gather_into_tensor(gathered, x[None], group=group)
+        return gathered
 
     @staticmethod
     def backward(ctx, grad):
-        return _SumOverGroup.apply(grad.contiguous(), ctx.group), None
+        return _SumForEach.apply(grad, ctx.group), None
+
+
+class _SumForEach(torch.autograd.Function):
+    """The gradient of the above: every process has a row for each, whose sum over processes that one gets."""
+
+    @staticmethod
+    def forward(ctx, rows, group):
+        ctx.group = group
+        rows = rows.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(rows, group=group)
+        return rows[dist.get_rank(group)].clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _GatherOverGroup.apply(grad.contiguous(), ctx.group), None

@@ -6,7 +6,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..ops.fold_norm import Moments
-from ..ops.local_aggregation import local_aggregation, local_aggregation_with_statistics
+from ..ops.local_aggregation import local_aggregation, local_aggregation_with_moments
 from .initialization import init_local
 from .validation import check_image, window_name, window_of
 
@@ -55,9 +55,7 @@ class LocalAggregation(nn.Module):
     def with_statistics(self, x: Tensor) -> tuple[Tensor, Moments]:
         """The same, and from the same pass the statistics of the result."""
         check_image(x, self.weight.shape[0])
-        y, *sums = local_aggregation_with_statistics(
-            x.permute(0, 2, 3, 1), self.weight, self.bias, residual=self.residual
-        )
+        y, *sums = local_aggregation_with_moments(x.permute(0, 2, 3, 1), self.weight, self.bias, residual=self.residual)
         return y.permute(0, 3, 1, 2), Moments(*sums, count=y[..., 0].numel())
 
     def extra_repr(self) -> str:

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Sums and sums of squares by channel, of pixels that were just written and are still in the first-level
-// cache.
+// Sum and sum of squared deviations from the mean (M2) by channel, of pixels that were just written and are
+// still in the first-level cache.
 //
-// Pixels are summed in registers, few at a time, then their sums, and the sums of these in double: one long
-// float sum would lose digits that the variance, a difference of the two statistics, needs.
+// A task sums y - pivot and its square, the pivot being the mean of a few of its pixels: a variance from the sums
+// of y and y² would lose digits where the mean is large beside the deviation. Pixels are summed in registers, few
+// at a time, then their sums, and the sums of these in double. The tasks' sums are merged in double.
 #pragma once
 
 #include "cpu/convert.h"
@@ -14,24 +15,34 @@ namespace ck::CK_ISA {
 // Pixels in the shortest sums: with as many of them the two levels lose least, and have little more to add.
 constexpr int kShortSum = 8;
 
-// A task's sums are two rows of this many doubles, of values and of squares: whole cache lines, which no
-// other task writes to.
-inline int64_t statistics_stride(int channels) { return round_up(channels, 64 / sizeof(double)); }
+// The rows of a task's sums, doubles by channel: its pivot, Σ (y - pivot), Σ (y - pivot)².
+constexpr int kStatisticsRows = 3;
 
-// Adds `count` pixels, Vectors vectors of channels of each, to the sums there; but not the first `counted`
-// lanes, which are there already.
+// From row to row: whole cache lines, which no other task writes to.
+inline int64_t statistics_stride(int channels) { return round_up(channels, 64 / sizeof(double)); }
+inline int64_t statistics_size(int channels) { return kStatisticsRows * statistics_stride(channels); }
+
+// Adds `count` pixels, Vectors vectors of channels of each, to the sums there, whose rows are `stride` apart; but
+// not the first `counted` lanes, which are there already.
 template <class V, int Vectors, class T>
 CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count, int counted, double* sums,
                            int64_t stride) {
     constexpr int L = kLanesOf<V>;
-    V sum[Vectors] = {}, square_sum[Vectors] = {};
+    using Wide = Vec<double, L>;  // can be wider than a register
+    V pivot[Vectors], sum[Vectors] = {}, square_sum[Vectors] = {};
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+        Wide wide;
+        __builtin_memcpy(&wide, sums + v * L, sizeof(wide));
+        pivot[v] = __builtin_convertvector(wide, V);
+    }
     for (int64_t first = 0; first < count; first += kShortSum) {
         const int64_t end = count - first < kShortSum ? count : first + kShortSum;
         V short_sum[Vectors] = {}, short_square_sum[Vectors] = {};
         for (int64_t pixel = first; pixel < end; ++pixel) {
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) {
-                const V value = load<V>(pixels + pixel * pixel_stride + v * L);
+                const V value = load<V>(pixels + pixel * pixel_stride + v * L) - pivot[v];
                 short_sum[v] += value;
                 short_square_sum[v] += value * value;
             }
@@ -45,21 +56,19 @@ CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count,
     const V lanes = lane_numbers<V>(MakeLaneIndices<L>{});
     const auto add = [&](double* target, V value) __attribute__((always_inline)) {
         const V added = lanes < static_cast<Element<V>>(counted) ? V{} : value;
-        Vec<double, L>
-            total;  // wider than a register: the compiler warns of functions that take or return it
+        Wide total;  // the compiler warns of functions that take or return it
         __builtin_memcpy(&total, target, sizeof(total));
-        total += __builtin_convertvector(added, Vec<double, L>);
+        total += __builtin_convertvector(added, Wide);
         __builtin_memcpy(target, &total, sizeof(total));
     };
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
-        add(sums + v * L, sum[v]);
-        add(sums + stride + v * L, square_sum[v]);
+        add(sums + stride + v * L, sum[v]);
+        add(sums + 2 * stride + v * L, square_sum[v]);
     }
 }
 
-// The same for `channels` channels; `stride` is that of the sums. A last vector that is not full is moved
-// back to end with the channels.
+// The same for `channels` channels. A last vector that is not full is moved back to end with the channels.
 template <class T>
 void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums,
                 int64_t stride) {
@@ -84,22 +93,48 @@ void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channe
     }
 }
 
-// Adds up the tasks' sums in order.
-template <class A>
-void reduce_statistics(const double* sums, int64_t tasks, int channels, A* sum, A* square_sum, int threads) {
+// Starts a task's sums about the mean of a few of these pixels, of which none is added yet: one pixel alone could
+// be far from the others, as those at the border of an image are.
+template <class T>
+void begin_statistics(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums,
+                      int64_t stride) {
+    double *const pivot = sums, *const sum = sums + stride, *const square_sum = sums + 2 * stride;
+    for (int channel = 0; channel < channels; ++channel) pivot[channel] = sum[channel] = 0;
+    const int64_t step = ceil_div(count, kShortSum), taken = ceil_div(count, step);
+    add_pixels(pixels, step * pixel_stride, taken, channels, sums, stride);
+    for (int channel = 0; channel < channels; ++channel) {
+        const auto mean = static_cast<Accumulator<T>>(sum[channel] / taken);
+        pivot[channel] = mean - mean == 0 ? mean : 0;  // infinite sums are not to become NaN
+        sum[channel] = square_sum[channel] = 0;
+    }
+}
+
+// Merges the tasks' sums in order, about the first task's pivot; `pixels(task)` says how many a task has summed.
+template <class A, class Pixels>
+void reduce_statistics(const double* sums, int64_t tasks, int channels, const Pixels& pixels, A* sum, A* m2,
+                       int threads) {
     constexpr int L = kLanes<double>;
+    using V = Vec<double>;
     const int64_t stride = statistics_stride(channels);
-    A* const results[] = {sum, square_sum};
     parallel_for(threads, stride / L, [&](int64_t index, int) {
         const int64_t first = index * L;
-        for (int which = 0; which < 2; ++which) {
-            Vec<double> total = {};
-            for (int64_t task = 0; task < tasks; ++task) {
-                total += load<Vec<double>>(sums + (2 * task + which) * stride + first);
-            }
-            for (int64_t channel = first; channel < first + L && channel < channels; ++channel) {
-                results[which][channel] = static_cast<A>(total[channel - first]);
-            }
+        const V pivot = load<V>(sums + first);
+        V total = {}, square_total = {};
+        double count = 0;
+        for (int64_t task = 0; task < tasks; ++task) {
+            const double* const row = sums + task * kStatisticsRows * stride + first;
+            const V shift = load<V>(row) - pivot, task_sum = load<V>(row + stride);
+            const double task_count = static_cast<double>(pixels(task));
+            const V shifted = task_count * shift;
+            total += task_sum + shifted;
+            square_total += load<V>(row + 2 * stride) + shift * (2.0 * task_sum + shifted);
+            count += task_count;
+        }
+        const V deviations = square_total - total * total / count;
+        for (int64_t channel = first; channel < first + L && channel < channels; ++channel) {
+            const int64_t lane = channel - first;
+            sum[channel] = static_cast<A>(count * pivot[lane] + total[lane]);
+            m2[channel] = static_cast<A>(deviations[lane] < 0 ? 0 : deviations[lane]);
         }
     });
 }

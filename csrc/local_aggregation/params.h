@@ -33,8 +33,8 @@ struct DepthwiseForward {
 
 // Of the output as it was written, rounded to its type: what the norm that follows needs.
 struct ChannelStatistics {
-    void* sum;         // (C,), written; both null: not wanted
-    void* square_sum;  // (C,), written
+    void* sum;  // (C,), written; both null: not wanted
+    void* m2;   // (C,), written: the sum of squared deviations from the mean
 };
 
 struct DepthwiseBackwardWeight {

@@ -20,10 +20,10 @@ struct ProjectionForward {
     const void* residual;      // (samples, tokens, out_channels) or null
     const void* sample_scale;  // (samples,) or null
     void* out;                 // (samples, tokens, out_channels), written
-    // Sums over tokens of out as it was written, rounded to its type, and of its squares; both null: not
-    // wanted.
-    void* channel_sum;         // (out_channels,), written
-    void* channel_square_sum;  // (out_channels,), written
+    // Sums over tokens of out as it was written, rounded to its type, and of its squared deviations from the
+    // mean; both null: not wanted.
+    void* channel_sum;  // (out_channels,), written
+    void* channel_m2;   // (out_channels,), written
 };
 
 struct ProjectionBackward {

@@ -85,7 +85,7 @@ void run_depthwise(int64_t batch, int height, int width, int channels, int windo
     const Memory<T> x(random_numbers<T>(elements)), grad_out(random_numbers<T>(elements)),
         out(nan<T>(elements));
     const Memory<float> weight(random_numbers<float>(channels * taps)), bias(random_numbers<float>(channels)),
-        sum(nan<float>(channels)), square_sum(nan<float>(channels)), grad_weight(nan<float>(channels * taps)),
+        sum(nan<float>(channels)), m2(nan<float>(channels)), grad_weight(nan<float>(channels * taps)),
         grad_bias(nan<float>(channels));
     const auto image = [&](const Memory<T>& memory) {
         return Image{memory.data(), int64_t{height} * width * channels, int64_t{width} * channels, channels};
@@ -96,11 +96,11 @@ void run_depthwise(int64_t batch, int height, int width, int channels, int windo
     const DepthwiseForward forward{shape, image(x), weight.data(), bias.data(), image(out)};
     cuda::depthwise_forward(forward, {}, nullptr, kCode<T>, nullptr);
     expect_numbers("depthwise forward", out);
-    cuda::depthwise_forward(forward, {sum.data(), square_sum.data()}, forward_workspace.data(), kCode<T>,
+    cuda::depthwise_forward(forward, {sum.data(), m2.data()}, forward_workspace.data(), kCode<T>,
                             nullptr);
     cuda::depthwise_backward_weight({shape, image(grad_out), image(x), grad_weight.data(), grad_bias.data()},
                                     weight_workspace.data(), kCode<T>, nullptr);
-    for (const auto* memory : {&sum, &square_sum, &grad_weight, &grad_bias}) {
+    for (const auto* memory : {&sum, &m2, &grad_weight, &grad_bias}) {
         expect_numbers("depthwise statistics and gradients", *memory);
     }
 }

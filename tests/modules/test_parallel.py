@@ -1,5 +1,6 @@
 """DDP, FSDP2, synchronized norms, two gloo processes: gradients and statistics of one process with the whole batch."""
 
+import copy
 import os
 import sys
 from contextlib import contextmanager
@@ -66,6 +67,36 @@ def check_rank(rank, wrapper, store):
             full = grad.full_tensor() if wrapper == "fsdp2" else grad
             torch.testing.assert_close(full, expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
         torch.testing.assert_close(dict(block.named_buffers()), dict(whole.named_buffers()))
+
+
+def check_unlike_batches(rank, ratio, store):
+    """Batches of 3, 0 and 1 samples, whose means lie a deviation apart: statistics and gradients of all samples."""
+    with gloo(rank, store, world_size=3):
+        torch.manual_seed(1)
+        x = torch.randn(4, 16, 5, 3) + ratio + torch.arange(4).view(4, 1, 1, 1)
+        whole = make_block("synchronized")
+        with torch.no_grad():
+            whole.pos_embed.weight /= ratio
+        block = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(whole))
+        rows = whole.pos_embed(x).detach().double().transpose(0, 1).flatten(1)
+        exact = copy.deepcopy(whole).double()
+        for network, part in ((whole, x), (exact, x.double()), (block, x.split([3, 0, 1])[rank])):
+            network(part).square().sum().backward()
+        for name, parameter in block.named_parameters():
+            dist.all_reduce(parameter.grad)
+            expected = exact.get_parameter(name).grad
+            error, allowed = (
+                (grad - expected).abs().max() for grad in (parameter.grad, whole.get_parameter(name).grad)
+            )
+            assert error <= 2 * allowed + 16 * torch.finfo(torch.float32).eps * expected.abs().max(), name
+        variance, mean = torch.var_mean(rows, 1)
+        torch.testing.assert_close(block.norm1.running_mean.double(), 0.1 * mean, rtol=1e-6, atol=0)
+        torch.testing.assert_close(block.norm1.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("ratio", [1, 1e3])
+def test_batches_of_unlike_sizes(ratio, tmp_path):
+    mp.spawn(check_unlike_batches, args=(ratio, tmp_path / "store"), nprocs=3)
 
 
 def check_tensor_parallel(rank, store):

@@ -1,4 +1,4 @@
-"""The gradient through sums by channel: one rounding, any shape; plain PyTorch where it is differentiated itself."""
+"""The gradient through statistics by channel: one rounding, any shape; plain PyTorch where it is differentiated."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ def make(shape, dtype, device):
     random = torch.Generator().manual_seed(sum(shape))
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     out, grad_out = (torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device) for _ in range(2))
-    sums = (torch.randn(shape[-1:], generator=random, dtype=torch.float64).to(wide).to(device) for _ in range(2))
-    return out, grad_out, *sums
+    grads = (torch.randn(shape[-1:], generator=random, dtype=torch.float64).to(wide).to(device) for _ in range(2))
+    return out, grad_out, out.to(wide).flatten(0, -2).sum(0), *grads
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -26,28 +26,29 @@ def make(shape, dtype, device):
 )
 @torch.no_grad()
 def test_matches_float64(backend, dtype, shape):
-    inputs = out, grad_out, grad_sum, grad_square_sum = make(shape, dtype, DEVICES[backend])
+    inputs = out, grad_out, channel_sum, grad_sum, grad_m2 = make(shape, dtype, DEVICES[backend])
     with poisoned_outputs():
         total = gradient_through_statistics(backend, *inputs)
-    terms = [grad_out.double(), grad_sum.double(), 2 * out.double() * grad_square_sum.double()]
-    exact = terms[0] + terms[1] + terms[2]
-    # One rounding to the dtype, and in the accumulation dtype one for each of the four operations.
+    mean = channel_sum.double() / max(1, out[..., 0].numel())
+    terms = [grad_out.double(), grad_sum.double(), *(2 * t * grad_m2.double() for t in (out.double(), mean))]
+    exact = terms[0] + terms[1] + terms[2] - terms[3]
+    # One rounding to the dtype, and in the accumulation dtype one for each of the five operations.
     wide = torch.finfo(grad_sum.dtype).eps
-    allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 2 * wide * sum(t.abs() for t in terms)
+    allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 5 / 2 * wide * sum(t.abs() for t in terms)
     assert total.dtype == dtype and ((total.double() - exact).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("backend", COMPILED)
 @torch.no_grad()
 def test_any_strides(backend):
-    out, grad_out, *sums = make((2, 3, 5, 16), torch.float32, DEVICES[backend])
-    expected = gradient_through_statistics(backend, out, grad_out, *sums)
+    out, grad_out, *vectors = make((2, 3, 5, 16), torch.float32, DEVICES[backend])
+    expected = gradient_through_statistics(backend, out, grad_out, *vectors)
     turned = grad_out.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    assert torch.equal(gradient_through_statistics(backend, out, turned, *sums), expected)
+    assert torch.equal(gradient_through_statistics(backend, out, turned, *vectors), expected)
     broadcast = torch.ones((), device=out.device).expand_as(out)
     assert torch.equal(
-        gradient_through_statistics(backend, out, broadcast, *sums),
-        gradient_through_statistics(backend, out, torch.ones_like(out), *sums),
+        gradient_through_statistics(backend, out, broadcast, *vectors),
+        gradient_through_statistics(backend, out, torch.ones_like(out), *vectors),
     )
 
 

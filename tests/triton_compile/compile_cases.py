@@ -83,7 +83,7 @@ class DepthwiseCase(Case):
         x, out = torch.empty(2, *shape, dtype=torch_dtype(self.dtype))
         weight, bias = torch.empty(self.channels, *self.window), torch.empty(self.channels)
         backend.forward(x, weight, bias, out=out)
-        backend.forward_with_statistics(x, weight, bias, out=out, channel_sum=bias, channel_square_sum=bias)
+        backend.forward_with_statistics(x, weight, bias, out=out, channel_sum=bias, channel_m2=bias)
         backend.backward_weight(out, x, grad_weight=weight, grad_bias=bias)
 
 
@@ -126,13 +126,13 @@ class ProductCase(Case):
         weight = torch.empty(out_channels, channels, dtype=dtype)
         arguments = (x, weight, b2, grad_out if self.full else None, scale)
         projection.forward(*arguments, out=out)
-        projection.forward_with_statistics(*arguments, out=out, channel_sum=b2, channel_square_sum=grad_b2)
+        projection.forward_with_statistics(*arguments, out=out, channel_sum=b2, channel_m2=grad_b2)
 
 
 @dataclass(frozen=True)
 class NormCase(Case):
     """What a batch norm is made of: folded into a layer of twice as many channels by statistics and by mean and
-    variance, its gradient, tracking, the gradient of the sums."""
+    variance, its gradient, tracking, the gradient of the statistics."""
 
     channels: int
 
@@ -154,7 +154,7 @@ class NormCase(Case):
         folding.backward(folded, shift, weight, first, second, 1568, gamma, beta, 1e-5, **outputs)
         folding.track(gamma, beta, torch.empty((), dtype=torch.int64), first, second, 1568, 0.1)
         out, grad_out, total = torch.empty(3, 32, 49, channels, dtype=dtype)
-        statistics.gradient(out, grad_out, first, second, total=total)
+        statistics.gradient(out, grad_out, gamma, first, second, total=total)
 
 
 CASE_TYPES = {kind.__name__: kind for kind in (MixCase, DepthwiseCase, ProductCase, NormCase)}

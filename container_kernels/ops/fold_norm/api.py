@@ -69,7 +69,7 @@ def track_moments(
         running += momentum · (batch − running), the variance unbiased; momentum None: the average of all batches
 
     Args:
-        moments: sums of at least 2 values, or of none.
+        moments: sum and M2 of at least 2 values, or of none.
         backend: as for `fold_norm`.
     """
     first, second, count = moments

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Moments(NamedTuple):
-    """Of each channel (C,), accumulation dtype: sum and square sum of `count` values.
+    """Of each channel (C,), accumulation dtype: sum and M2, Σ (x − mean)², of `count` values.
 
     With a count of 0 they are the mean and the biased variance themselves. The count is a tensor where it is the sum
     over a group of processes.
@@ -20,6 +20,4 @@ class Moments(NamedTuple):
     def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         if not isinstance(self.count, Tensor) and self.count == 0:
             return self.first, self.second
-        mean = self.first / self.count
-        # A difference that rounding may turn negative.
-        return mean, (self.second / self.count - mean.square()).clamp(min=0)
+        return self.first / self.count, self.second / self.count

@@ -24,19 +24,8 @@ def load_moments(first_ptr, second_ptr, channels, mask, count, FROM_SUMS: tl.con
     variance = tl.load(second_ptr + channels, mask=mask, other=1.0)
     if FROM_SUMS:
         mean = mean / count
-        variance = variance / count - mean * mean  # negative by rounding: callers clamp
+        variance = variance / count
     return mean, variance
-
-
-@triton.jit
-def not_negative(variance):
-    """0 for what rounding made negative; NaN stays, which a maximum would hide."""
-    return tl.where(variance < 0.0, 0.0, variance)
-
-
-@triton.jit
-def inverse_deviation(variance, eps):
-    return tl.rsqrt(not_negative(variance) + eps)
 
 
 @triton.jit
@@ -57,7 +46,7 @@ def forward_kernel(
         places = rows[:, None] * num_channels + channels[None, :]
         mask = row_mask[:, None] & channel_mask[None, :]
         weight = tl.load(weight_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        scale = gamma * inverse_deviation(variance, eps)
+        scale = gamma * tl.rsqrt(variance + eps)
         folded = rounded(weight * scale[None, :], folded_ptr.dtype.element_ty)
         tl.store(folded_ptr + places, folded, mask=mask)
         shift += weight * beta[None, :] - folded.to(tl.float32) * mean[None, :]
@@ -81,7 +70,7 @@ def backward_kernel(
     mean, variance = load_moments(first_ptr, second_ptr, channels, channel_mask, count, FROM_SUMS)
     gamma = tl.load(gamma_ptr + channels, mask=channel_mask, other=0.0)
     beta = tl.load(beta_ptr + channels, mask=channel_mask, other=0.0)
-    inverse = inverse_deviation(variance, eps)
+    inverse = tl.rsqrt(variance + eps)
     scale = gamma * inverse
     grad_scale = tl.zeros([ROWS, CHANNELS], tl.float32)
     grad_beta = tl.zeros([ROWS, CHANNELS], tl.float32)
@@ -104,9 +93,7 @@ def backward_kernel(
     grad_first = tl.sum(grad_mean, 0)
     grad_second = -0.5 * grad_scale_sum * scale * inverse * inverse
     if FROM_SUMS:
-        # variance = second / count − mean², where that is not negative.
-        grad_second = tl.where(variance >= 0.0, grad_second, 0.0)
-        grad_first = (grad_first - 2.0 * mean * grad_second) / count
+        grad_first = grad_first / count
         grad_second = grad_second / count
     tl.store(grad_first_ptr + channels, grad_first, mask=channel_mask)
     tl.store(grad_second_ptr + channels, grad_second, mask=channel_mask)
@@ -138,7 +125,7 @@ def track_kernel(
         mask = channels < num_channels
         mean, variance = load_moments(first_ptr, second_ptr, channels, mask, count, True)
         move(running_mean_ptr + channels, mean, momentum, mask)
-        move(running_var_ptr + channels, not_negative(variance) * (count / (count - 1.0)), momentum, mask)
+        move(running_var_ptr + channels, variance * (count / (count - 1.0)), momentum, mask)
 
 
 def forward(

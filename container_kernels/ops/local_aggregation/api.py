@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`local_aggregation`: the static local affinity alone, a depthwise convolution over channels-last images.
 
-`local_aggregation_with_statistics` is the same with the sums that a norm of its output needs.
+`local_aggregation_with_moments` is the same with the statistics that a norm of its output needs, and
+`local_aggregation_with_statistics` with sums in their place.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import autocast
 from ..backend import choose
 from ..library import accumulation_dtype
+from ..statistics import square_sum
 from .autograd import local_forward, local_forward_with_statistics
 from .backends import why_not
 from .reference import local_aggregation_reference, local_aggregation_with_statistics_reference
@@ -52,7 +54,7 @@ def local_aggregation(
     return _aggregate(x, weight, bias, residual, backend, local_forward, local_aggregation_reference)
 
 
-def local_aggregation_with_statistics(
+def local_aggregation_with_moments(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -63,12 +65,43 @@ def local_aggregation_with_statistics(
     """`local_aggregation` and, from the same pass over memory, what a BatchNorm of its output needs.
 
         y = local_aggregation(x, weight, bias, residual=residual)
+        channel_sum[c] = Σ_{b,h,w} y[b,h,w,c]        channel_m2[c] = Σ_{b,h,w} (y[b,h,w,c] − mean[c])²
+
+    of y as returned, after its rounding to the dtype of `x`. With n = B·H·W, the mean is channel_sum / n and the
+    (biased) variance channel_m2 / n: exact, and not negative, also where |mean| is large beside the deviation.
+
+    Args:
+        x, weight, bias, residual, backend: as for `local_aggregation`.
+
+    Returns:
+        y: (B, H, W, C), contiguous, dtype of `x` (of autocast, when that is on): the same bits as `local_aggregation`.
+        channel_sum, channel_m2: (C,), float32 (float64 for float64); 0 for an image without pixels.
+        All three are differentiable.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `local_aggregation`.
+    """
+    return _aggregate(
+        x, weight, bias, residual, backend,
+        local_forward_with_statistics, local_aggregation_with_statistics_reference,
+    )  # fmt: skip
+
+
+def local_aggregation_with_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`local_aggregation_with_moments` with the square sum in place of channel_m2.
+
         channel_sum[c] = Σ_{b,h,w} y[b,h,w,c]        channel_square_sum[c] = Σ_{b,h,w} y[b,h,w,c]²
 
-    of y as returned, after its rounding to the dtype of `x`. With n = B·H·W, the mean is channel_sum / n and its
-    (biased) variance channel_square_sum / n − mean². Where |mean| is large beside the deviation this difference loses
-    accuracy: log2(1 + mean² / variance) of the sums' 24 bits (53 for float64). It can come out slightly negative;
-    clamp it at 0.
+    The variance, channel_square_sum / n − mean², is a difference that loses accuracy where |mean| is large beside the
+    deviation: log2(1 + mean² / variance) of the sums' 24 bits (53 for float64). It can come out slightly negative.
+    channel_m2 / n does neither.
 
     Args:
         x, weight, bias, residual, backend: as for `local_aggregation`.
@@ -81,10 +114,8 @@ def local_aggregation_with_statistics(
     Raises:
         ValueError, TypeError, RuntimeError: as `local_aggregation`.
     """
-    return _aggregate(
-        x, weight, bias, residual, backend,
-        local_forward_with_statistics, local_aggregation_with_statistics_reference,
-    )  # fmt: skip
+    y, channel_sum, channel_m2 = local_aggregation_with_moments(x, weight, bias, residual=residual, backend=backend)
+    return y, channel_sum, square_sum(channel_sum, channel_m2, y[..., 0].numel())
 
 
 def _aggregate(

@@ -18,7 +18,7 @@ def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) 
 def local_forward_with_statistics(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the sums of the output and of its squares over all pixels."""
+    """The same with the sums of the output and of its squared deviations from the mean over all pixels."""
     return getattr(torch.ops.container_kernels, f"local_fwd_stats_{backend}")(x, weight, bias)
 
 
@@ -31,7 +31,7 @@ def _register(backend: str) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     def save_inputs_and_out(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2], output[0])
+        ctx.save_for_backward(*inputs[:2], *output[:2])
 
     def input_gradients(ctx, grad_out, x, weight):
         need_x, need_weight, need_bias = ctx.needs_input_grad
@@ -45,10 +45,10 @@ def _register(backend: str) -> None:
     def backward(ctx, grad_out):
         return input_gradients(ctx, grad_out, *ctx.saved_tensors)
 
-    def backward_with_statistics(ctx, grad_out, grad_sum, grad_square_sum):
-        x, weight, out = ctx.saved_tensors
+    def backward_with_statistics(ctx, grad_out, grad_sum, grad_m2):
+        x, weight, out, channel_sum = ctx.saved_tensors
         return input_gradients(
-            ctx, gradient_through_statistics(backend, out, grad_out, grad_sum, grad_square_sum), x, weight
+            ctx, gradient_through_statistics(backend, out, grad_out, channel_sum, grad_sum, grad_m2), x, weight
         )
 
     # The weight gradient is linear in each of its inputs, so its own derivatives are local aggregations again.

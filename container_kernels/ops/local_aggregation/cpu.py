@@ -20,19 +20,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
 
 
 def forward_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, channel_sum: Tensor, channel_square_sum: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, channel_sum: Tensor, channel_m2: Tensor
 ) -> None:
-    """`forward`, and the sums of `out` and of its squares over all pixels to (C,) tensors, accumulation dtype."""
-    _forward(x, weight, bias, out, channel_sum.data_ptr(), channel_square_sum.data_ptr())
+    """`forward`, and over all pixels the sum of `out` and of its squared deviations (C,), accumulation dtype."""
+    _forward(x, weight, bias, out, channel_sum.data_ptr(), channel_m2.data_ptr())
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, channel_sum: int, channel_square_sum: int
-) -> None:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, channel_sum: int, channel_m2: int) -> None:
     _extension.cpu.depthwise_forward(
         _extension.DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
         weight.data_ptr(), pointer(bias), out.data_ptr(), out.stride(),
-        channel_sum, channel_square_sum,
+        channel_sum, channel_m2,
     )  # fmt: skip
 
 

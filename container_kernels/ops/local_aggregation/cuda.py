@@ -26,10 +26,10 @@ def forward_with_statistics(
     *,
     out: Tensor,
     channel_sum: Tensor,
-    channel_square_sum: Tensor,
+    channel_m2: Tensor,
 ) -> None:
-    """`forward`, and each channel's sum and sum of squares of `out` as stored, (C,) in the accumulation dtype."""
-    _forward(x, weight, bias, out, channel_sum, channel_square_sum)
+    """`forward`, and over all pixels the sum of `out` and of its squared deviations (C,), accumulation dtype."""
+    _forward(x, weight, bias, out, channel_sum, channel_m2)
 
 
 def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bias: Tensor) -> None:
@@ -53,7 +53,7 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
         grad_weight.copy_(cut_window(computed, kh, kw))
 
 
-def _forward(x, weight, bias, out, channel_sum, channel_square_sum) -> None:
+def _forward(x, weight, bias, out, channel_sum, channel_m2) -> None:
     weight = pad_window(weight)
     module, device, stream = place(x)
     code, window = DTYPE_CODES[x.dtype], weight.shape[1:]
@@ -61,5 +61,5 @@ def _forward(x, weight, bias, out, channel_sum, channel_square_sum) -> None:
     scratch = workspace(x, module.depthwise_forward_workspace(code, device, x.shape, window, statistics))
     module.depthwise_forward(
         code, device, stream, x.shape, window, x.data_ptr(), x.stride(), weight.data_ptr(), pointer(bias),
-        out.data_ptr(), out.stride(), pointer(channel_sum), pointer(channel_square_sum), scratch.data_ptr(),
+        out.data_ptr(), out.stride(), pointer(channel_sum), pointer(channel_m2), scratch.data_ptr(),
     )  # fmt: skip

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..library import accumulation_dtype
+from ..statistics import sums_by_channel
 
 
 def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool) -> Tensor:
@@ -26,7 +27,6 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
 def local_aggregation_with_statistics_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y as above, rounded to the dtype of x; of this y: Σ_{b,h,w} y and Σ_{b,h,w} y², (C,), accumulation dtype."""
+    """y as above, rounded to the dtype of x; of this y: Σ_{b,h,w} y and Σ_{b,h,w} (y − mean)², accumulation dtype."""
     out = local_aggregation_reference(x, weight, bias, residual)
-    wide = out.to(accumulation_dtype(x.dtype))
-    return out, wide.sum((0, 1, 2)), wide.square().sum((0, 1, 2))
+    return out, *sums_by_channel(out)

@@ -2,10 +2,11 @@
 """The operators behind local aggregation: definition, output allocation, one kernel and one fake for each backend.
 
     local_fwd_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)
-    local_fwd_stats_<backend>(x, weight, bias?) -> out, channel_sum (C,), channel_square_sum (C,) of out
+    local_fwd_stats_<backend>(x, weight, bias?) -> out, channel_sum (C,), channel_m2 (C,)
     local_bwd_weight_<backend>(grad_out, x, kh, kw) -> grad_weight (C, kh, kw), grad_bias (C,)
 
-Weight, bias, their gradients and the statistics are in the accumulation dtype. The input gradient is `local_fwd` of
+Weight, bias, their gradients and the statistics are in the accumulation dtype; channel_m2 is the sum over pixels of
+(out − mean)². The input gradient is `local_fwd` of
 `grad_out` with the filters turned by 180 degrees, so it needs no operator of its own.
 """
 
@@ -48,15 +49,15 @@ def _register(backend: str, device_types: tuple[str, ...]) -> None:
         return out
 
     def forward_with_statistics(x, weight, bias):
-        out, channel_sum, channel_square_sum = _forward_with_statistics_outputs(x)
+        out, channel_sum, channel_m2 = _forward_with_statistics_outputs(x)
         if out.numel():
             bias = None if bias is None else bias.contiguous()
             kernels().forward_with_statistics(
                 rows_contiguous(x), weight.contiguous(), bias,
-                out=out, channel_sum=channel_sum, channel_square_sum=channel_square_sum,
+                out=out, channel_sum=channel_sum, channel_m2=channel_m2,
             )  # fmt: skip
-            return out, channel_sum, channel_square_sum
-        return out, channel_sum.zero_(), channel_square_sum.zero_()
+            return out, channel_sum, channel_m2
+        return out, channel_sum.zero_(), channel_m2.zero_()
 
     def backward_weight(grad_out, x, kh, kw):
         grad_weight, grad_bias = _backward_weight_outputs(x, kh, kw)

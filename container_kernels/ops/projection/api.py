@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`projection`: a linear layer over channels with what follows it in a block, the scaled residual, in the same pass.
 
-`projection_with_statistics` is the same with the sums that a norm of its output needs.
+`projection_with_moments` is the same with the statistics that a norm of its output needs, and
+`projection_with_statistics` with sums in their place.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .. import autocast
 from ..backend import choose
+from ..statistics import square_sum
 from ..tokens import as_tokens, zeros_for_bias
 from .autograd import projection_forward, projection_forward_with_statistics
 from .backends import COMPILED, why_not
@@ -55,7 +57,7 @@ def projection(
     )[0]  # fmt: skip
 
 
-def projection_with_statistics(
+def projection_with_moments(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -66,10 +68,42 @@ def projection_with_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`projection` and, from the same pass over memory, what a BatchNorm of its output needs.
 
+        channel_sum[c] = Σ y[…, c]        channel_m2[c] = Σ (y[…, c] − mean[c])²
+
+    of y as returned, after its rounding, over all tokens; see `local_aggregation_with_moments` for the mean and
+    variance made of them.
+
+    Args:
+        x, weight, bias, residual, sample_scale, backend: as for `projection`.
+
+    Returns:
+        y: (B, …, C_out), contiguous: the same bits as `projection`.
+        channel_sum, channel_m2: (C_out,), float32 (float64 for float64); 0 without tokens.
+        All three are differentiable.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `projection`.
+    """
+    return _project(
+        x, weight, bias, residual, sample_scale, backend,
+        projection_forward_with_statistics, projection_with_statistics_reference,
+    )  # fmt: skip
+
+
+def projection_with_statistics(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    sample_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`projection_with_moments` with the square sum in place of channel_m2.
+
         channel_sum[c] = Σ y[…, c]        channel_square_sum[c] = Σ y[…, c]²
 
-    of y as returned, after its rounding, over all tokens; see `local_aggregation_with_statistics` for the mean and
-    variance made of them, and their accuracy.
+    A variance made of these loses accuracy where the mean is large: see `local_aggregation_with_statistics`.
 
     Args:
         x, weight, bias, residual, sample_scale, backend: as for `projection`.
@@ -82,10 +116,10 @@ def projection_with_statistics(
     Raises:
         ValueError, TypeError, RuntimeError: as `projection`.
     """
-    return _project(
-        x, weight, bias, residual, sample_scale, backend,
-        projection_forward_with_statistics, projection_with_statistics_reference,
-    )  # fmt: skip
+    y, channel_sum, channel_m2 = projection_with_moments(
+        x, weight, bias, residual=residual, sample_scale=sample_scale, backend=backend
+    )
+    return y, channel_sum, square_sum(channel_sum, channel_m2, y[..., 0].numel())
 
 
 def _project(

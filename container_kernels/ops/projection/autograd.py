@@ -22,7 +22,7 @@ def projection_forward(
 def projection_forward_with_statistics(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the sums of the output and of its squares over all tokens."""
+    """The same with the sums of the output and of its squared deviations from the mean over all tokens."""
     return getattr(torch.ops.container_kernels, f"proj_fwd_stats_{backend}")(x, weight, bias, residual, sample_scale)
 
 
@@ -33,7 +33,7 @@ def _register(backend: str) -> None:
 
     def save_inputs_and_out(ctx, inputs, output):
         x, weight, _, _, sample_scale = inputs
-        ctx.save_for_backward(x, weight, sample_scale, output[0])
+        ctx.save_for_backward(x, weight, sample_scale, *output[:2])
 
     def input_gradients(ctx, grad_out, x, weight, sample_scale):
         grads = (None,) * 3
@@ -46,10 +46,10 @@ def _register(backend: str) -> None:
     def backward(ctx, grad_out):
         return input_gradients(ctx, grad_out, *ctx.saved_tensors)
 
-    def backward_with_statistics(ctx, grad_out, grad_sum, grad_square_sum):
-        *inputs, out = ctx.saved_tensors
+    def backward_with_statistics(ctx, grad_out, grad_sum, grad_m2):
+        *inputs, out, channel_sum = ctx.saved_tensors
         return input_gradients(
-            ctx, gradient_through_statistics(backend, out, grad_out, grad_sum, grad_square_sum), *inputs
+            ctx, gradient_through_statistics(backend, out, grad_out, channel_sum, grad_sum, grad_m2), *inputs
         )
 
     def save_for_double_backward(ctx, inputs, output):

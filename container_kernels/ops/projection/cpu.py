@@ -17,11 +17,11 @@ def forward(
 
 def forward_with_statistics(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, *,
-    out: Tensor, channel_sum: Tensor, channel_square_sum: Tensor,
+    out: Tensor, channel_sum: Tensor, channel_m2: Tensor,
 ) -> None:  # fmt: skip
-    """`forward`, and the sums of `out` and of its squares over all tokens to (C_out,) tensors, accumulation dtype."""
+    """`forward`, and over all tokens the sum of `out` and of its squared deviations (C_out,), accumulation dtype."""
     _forward(
-        x, weight, bias, residual, sample_scale, out, channel_sum.data_ptr(), channel_square_sum.data_ptr()
+        x, weight, bias, residual, sample_scale, out, channel_sum.data_ptr(), channel_m2.data_ptr()
     )  # fmt: skip
 
 
@@ -39,12 +39,12 @@ def backward(
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, out: Tensor,
-    channel_sum: int, channel_square_sum: int,
+    channel_sum: int, channel_m2: int,
 ) -> None:  # fmt: skip
     _extension.cpu.projection_forward(
         *_shape(x, weight),
         x.data_ptr(), weight.data_ptr(), bias.data_ptr(), pointer(residual), pointer(sample_scale),
-        out.data_ptr(), channel_sum, channel_square_sum,
+        out.data_ptr(), channel_sum, channel_m2,
     )  # fmt: skip
 
 

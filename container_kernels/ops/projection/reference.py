@@ -4,7 +4,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import accumulation_dtype, definition_dtype
+from ..library import definition_dtype
+from ..statistics import sums_by_channel
 from ..tokens import scaled_samples
 
 
@@ -21,7 +22,6 @@ def projection_reference(
 def projection_with_statistics_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, sample_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y as above, rounded to the dtype of x; of this y: Σ y and Σ y² by channel, accumulation dtype."""
+    """y as above, rounded to the dtype of x; of this y: Σ y and Σ (y − mean)² by channel, accumulation dtype."""
     out = projection_reference(x, weight, bias, residual, sample_scale)
-    rows = out.to(accumulation_dtype(x.dtype)).flatten(0, -2)
-    return out, rows.sum(0), rows.square().sum(0)
+    return out, *sums_by_channel(out)

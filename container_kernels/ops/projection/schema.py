@@ -2,11 +2,12 @@
 """The operators behind the projection: definition, output allocation, one kernel and one fake for each backend.
 
     proj_fwd_<backend>(x, weight, bias, residual?, sample_scale?) -> out (B, T, C_out)
-    proj_fwd_stats_<backend>(x, weight, bias, residual?, sample_scale?) -> out, channel_sum, channel_square_sum of out
+    proj_fwd_stats_<backend>(x, weight, bias, residual?, sample_scale?) -> out, channel_sum, channel_m2
     proj_bwd_<backend>(grad_out, x, weight, sample_scale?) -> grad_x, grad_weight, grad_bias
 
 x (B, T, C), weight (C_out, C), residual and grad_out (B, T, C_out) have one dtype, and so have the gradients of x and
-weight; bias, its gradient, the statistics (C_out,) and sample_scale (B,) are in the accumulation dtype.
+weight; bias, its gradient, the statistics (C_out,) and sample_scale (B,) are in the accumulation dtype. channel_m2 is
+the sum over tokens of (out − mean)².
 """
 
 from importlib import import_module
@@ -50,14 +51,14 @@ def _register(backend: str) -> None:
         return out
 
     def forward_with_statistics(x, weight, bias, residual, sample_scale):
-        out, channel_sum, channel_square_sum = _forward_with_statistics_outputs(x, weight)
+        out, channel_sum, channel_m2 = _forward_with_statistics_outputs(x, weight)
         if out.numel():
             kernels().forward_with_statistics(
                 *map(readable, (x, weight, bias, residual, sample_scale)),
-                out=out, channel_sum=channel_sum, channel_square_sum=channel_square_sum,
+                out=out, channel_sum=channel_sum, channel_m2=channel_m2,
             )  # fmt: skip
-            return out, channel_sum, channel_square_sum
-        return out, channel_sum.zero_(), channel_square_sum.zero_()
+            return out, channel_sum, channel_m2
+        return out, channel_sum.zero_(), channel_m2.zero_()
 
     def backward(grad_out, x, weight, sample_scale):
         outputs = grad_x, grad_weight, grad_bias = _backward_outputs(x, weight)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The gradient of a tensor whose sums by channel were taken in the pass that wrote it.
+"""The gradient of a tensor whose Σ out and M2 = Σ (out − mean)² by channel come from the pass that wrote it.
 
-    stats_grad_<backend>(out, grad_out, grad_sum, grad_square_sum) -> grad_out + grad_sum + 2 · out · grad_square_sum
+    stats_grad_<backend>(out, grad_out, channel_sum, grad_sum, grad_m2)
+        -> grad_out + grad_sum + 2 · (out − mean) · grad_m2
 
-out and grad_out (…, C) and the result have one dtype, grad_sum and grad_square_sum (C,) are in the accumulation dtype.
+out and grad_out (…, C) and the result have one dtype, the vectors (C,) are in the accumulation dtype. mean is
+channel_sum over the number of rows.
 """
 
 from importlib import import_module
@@ -20,11 +22,11 @@ COMPILED = ("triton",)
 
 
 def gradient_through_statistics(
-    backend: str, out: Tensor, grad_out: Tensor, grad_sum: Tensor, grad_square_sum: Tensor
+    backend: str, out: Tensor, grad_out: Tensor, channel_sum: Tensor, grad_sum: Tensor, grad_m2: Tensor
 ) -> Tensor:
-    """What reaches `out` (…, C) of which Σ out and Σ out² by channel were taken too, in the dtype of `out`.
+    """What reaches `out` (…, C) of which Σ out and M2 by channel were taken too, in the dtype of `out`.
 
-        grad_out + grad_sum + 2 · out · grad_square_sum
+        grad_out + grad_sum + 2 · (out − mean) · grad_m2
 
     Rounded once, after the sum: the statistics' share is small beside grad_out and would round away.
 
@@ -34,10 +36,11 @@ def gradient_through_statistics(
     """
     name = None if torch.is_grad_enabled() else _serving(backend, out)
     if name is None:
-        # In place: pages of one more temporary, fresh from the system, would cost more than the sum.
-        return torch.addcmul(grad_sum, out, grad_square_sum, value=2).add_(grad_out).to(out.dtype)
+        mean = channel_sum / max(1, out[..., 0].numel())
+        # In place: pages of one more temporary, fresh from the system, would cost more than a pass.
+        return (out - mean).mul_(2 * grad_m2).add_(grad_sum).add_(grad_out).to(out.dtype)
     operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
-    return operator(out, grad_out, grad_sum, grad_square_sum)
+    return operator(out, grad_out, channel_sum, grad_sum, grad_m2)
 
 
 def _serving(backend: str, out: Tensor) -> str | None:
@@ -51,18 +54,19 @@ def _outputs(out: Tensor) -> Tensor:
 
 
 def _register(backend: str) -> None:
-    def kernel(out, grad_out, grad_sum, grad_square_sum):
+    def kernel(out, grad_out, channel_sum, grad_sum, grad_m2):
         total = _outputs(out)
         if total.numel():
             import_module(f"{__package__}.{backend}").gradient(
-                *(t.contiguous() for t in (out, grad_out, grad_sum, grad_square_sum)), total=total
+                *(t.contiguous() for t in (out, grad_out, channel_sum, grad_sum, grad_m2)), total=total
             )
         return total
 
     define(
-        f"stats_grad_{backend}(Tensor out, Tensor grad_out, Tensor grad_sum, Tensor grad_square_sum) -> Tensor",
+        f"stats_grad_{backend}(Tensor out, Tensor grad_out, Tensor channel_sum, Tensor grad_sum, Tensor grad_m2) "
+        "-> Tensor",
         kernel,
-        lambda out, grad_out, grad_sum, grad_square_sum: _outputs(out),
+        lambda out, *rest: _outputs(out),
         DEVICE_TYPES[backend],
     )
     refuse_double_backward(f"stats_grad_{backend}", backend)

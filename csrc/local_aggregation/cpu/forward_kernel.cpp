@@ -33,12 +33,12 @@ template <class T>
 void window_pixels_and_sums(const Window<T>& window, int64_t begin, int64_t end, T* out, int64_t out_stride,
                             double* sums) {
     const int64_t stride = statistics_stride(window.channels);
-    for (int64_t i = 0; i < 2 * stride; ++i) sums[i] = 0;
     const int64_t run = run_pixels(window.width, window.channels * static_cast<int64_t>(sizeof(T)));
     for (int64_t pixel = begin; pixel < end;) {
         const int64_t rest = run < window.width ? window.width - pixel % window.width : end - pixel;
         const int64_t count = run < rest ? run : rest;
         window_pixels(window, pixel, pixel + count, nullptr, 0, out, out_stride);
+        if (pixel == begin) begin_statistics(out, out_stride, count, window.channels, sums, stride);
         add_pixels(out, out_stride, count, window.channels, sums, stride);
         out += count * out_stride;
         pixel += count;
@@ -52,7 +52,7 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t padded = round_up(shape.channels, kLanes<A>);
     const int64_t tasks_per_image = ceil_div(shape.height, kTaskRows), tasks = shape.batch * tasks_per_image;
-    const int64_t sums_count = statistics.sum ? 2 * statistics_stride(shape.channels) : 0;
+    const int64_t sums_count = statistics.sum ? statistics_size(shape.channels) : 0;
     double* sums =
         static_cast<double*>(workspace(tasks * sums_count * sizeof(double) + taps * padded * sizeof(A)));
     A* weight = reinterpret_cast<A*>(sums + tasks * sums_count);
@@ -63,9 +63,13 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
         pack_window_weight(static_cast<const A*>(params.weight) + first * taps, channels, taps, false,
                            weight + first, padded);
     });
+    const auto first_row = [&](int64_t task) { return task % tasks_per_image * kTaskRows; };
+    const auto rows = [&](int64_t task) {
+        const int64_t rest = shape.height - first_row(task);
+        return rest < kTaskRows ? rest : kTaskRows;
+    };
     parallel_for(threads, tasks, [&](int64_t index, int) {
-        const int64_t batch = index / tasks_per_image, y = index % tasks_per_image * kTaskRows;
-        const int64_t y_end = shape.height - y < kTaskRows ? shape.height : y + kTaskRows;
+        const int64_t batch = index / tasks_per_image, y = first_row(index);
         const Window<T> window{params.x.row<const T>(batch, 0),
                                params.x.row_stride,
                                params.x.column_stride,
@@ -78,7 +82,7 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
                                padded,
                                static_cast<const A*>(params.bias)};
         T* out = params.out.row<T>(batch, y);
-        const int64_t begin = y * shape.width, end = y_end * shape.width;
+        const int64_t begin = y * shape.width, end = begin + rows(index) * shape.width;
         if (statistics.sum) {
             window_pixels_and_sums(window, begin, end, out, params.out.column_stride,
                                    sums + index * sums_count);
@@ -87,8 +91,9 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
         }
     });
     if (statistics.sum) {
-        reduce_statistics(sums, tasks, shape.channels, static_cast<A*>(statistics.sum),
-                          static_cast<A*>(statistics.square_sum), threads);
+        reduce_statistics(
+            sums, tasks, shape.channels, [&](int64_t task) { return rows(task) * shape.width; },
+            static_cast<A*>(statistics.sum), static_cast<A*>(statistics.m2), threads);
     }
 }
 

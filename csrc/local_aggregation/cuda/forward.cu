@@ -6,6 +6,7 @@
 #include "local_aggregation/cuda/kernels.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
+#include "local_aggregation/cuda/statistics.h"
 #include "local_aggregation/cuda/wide.h"
 
 namespace ck::cuda {
@@ -13,8 +14,6 @@ namespace {
 
 // Loading the filters, filling the pipeline, the last store.
 constexpr int kFixedRows = 3;
-// Sums of the output and of its squares.
-constexpr int kStatistics = 2;
 
 // Blocks that the registers of a processor are to be enough for.
 template <int K>
@@ -28,12 +27,12 @@ constexpr size_t ring_bytes(const Tiling& tiling) {
     return sizeof(T) * tiling.walkers * kStages * (tiling.columns() + K - 1) * kGroupChannels;
 }
 
-// A warp's own shared memory: a row of its output and, since registers are short, its lanes' sums over their
+// A warp's own shared memory: a row of its output and, since registers are short, its lanes' statistics of their
 // pixels.
 template <class T>
 struct WarpMemory {
     T row[kColumns * kGroupChannels];
-    float totals[kStatistics * kGroupChannels];
+    WarpStatistics statistics;
 };
 
 // Bytes of the filters of a group or, later, of the memories of all warps.
@@ -130,26 +129,33 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     WarpMemory<T>* const memories = reinterpret_cast<WarpMemory<T>*>(scratch);
     WarpMemory<T>& own = memories[place.index];
     sync_threads();  // the filters are no longer needed
-    for (int i = 0; i < kStatistics; ++i)
-        store(own.totals + i * kGroupChannels + channel, Vec<float, 2>{0, 0});
-    const auto write = [&](T* out, const Float2(&values)[kColumns]) {
-        Vec<T, 2> rounded[kColumns];
+    own.statistics.set(kPivot, channel, {0, 0});
+    own.statistics.set(kSum, channel, {0, 0});
+    own.statistics.set(kSquareSum, channel, {0, 0});
+    const auto write = [&](T* out, const Float2(&values)[kColumns], bool is_first) {
+        Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
+        if (partials) {
+            if (is_first && columns > 0) {
+                CK_UNROLL
+                for (int column = 0; column < kColumns; ++column) {
+                    if (column < columns) pivot = add(pivot, values[column]);
+                }
+                own.statistics.set(kPivot, channel, pivot_of(pivot, columns));
+            }
+            pivot = to_float(load<2>(own.statistics.rows[kPivot] + channel));
+        }
         CK_UNROLL
         for (int column = 0; column < kColumns; ++column) {
-            rounded[column] = from_floats<T>(values[column]);
-            store(own.row + column * kGroupChannels + channel, rounded[column]);
+            const Vec<T, 2> rounded = from_floats<T>(values[column]);
+            store(own.row + column * kGroupChannels + channel, rounded);
+            if (!partials || column >= columns) continue;
+            const Float2 deviation = subtract(to_float(rounded), pivot);
+            sum = add(sum, deviation);
+            square_sum = multiply_add(deviation, deviation, square_sum);
         }
         if (partials) {
-            Float2 sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
-            CK_UNROLL
-            for (int column = 0; column < kColumns; ++column) {
-                if (column >= columns) continue;
-                const Float2 value = to_float(rounded[column]);
-                sum = add(sum, value);
-                square_sum = multiply_add(value, value, square_sum);
-            }
-            accumulate(own.totals + channel, sum);
-            accumulate(own.totals + kGroupChannels + channel, square_sum);
+            accumulate(own.statistics.rows[kSum] + channel, sum);
+            accumulate(own.statistics.rows[kSquareSum] + channel, square_sum);
         }
         sync_warp();
         out_share.store_to(out, own.row, columns);
@@ -174,7 +180,7 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
                 add_row<T, K, 0, K / 2>(x, taps, bias, sums);
             }
             if (row - K / 2 >= strip.begin) {
-                write(out, sums[0]);
+                write(out, sums[0], row - K / 2 == strip.begin);
                 out += params.out.row_stride;
             }
         }
@@ -189,18 +195,18 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
         }
         if (row < strip.begin) continue;
         sync_warp();  // the row before has left shared memory
-        write(out, sums[0]);
+        write(out, sums[0], row == strip.begin);
         out += params.out.row_stride;
     }
 
     if (!partials) return;
-    sync_threads();
-    for (int i = thread_index(); i < kStatistics * kGroupChannels; i += block_size()) {
-        float sum = memories[0].totals[i];
-        for (int other = 1; other < block_size() / kWarpSize; ++other) sum += memories[other].totals[i];
-        const int64_t row = int64_t{place.part} * kStatistics + i / kGroupChannels;
-        partials[row * tiling.padded_channels() + place.first_channel + i % kGroupChannels] = sum;
-    }
+    // In place of its last row: memory of its own would leave A100 room for one block less.
+    const auto pixels_of = [](WarpMemory<T>& memory) -> int& { return *reinterpret_cast<int*>(memory.row); };
+    sync_warp();
+    if (lane() == 0) pixels_of(own) = strip.rows * (columns > 0 ? columns : 0);
+    leave_statistics([&](int warp) -> const WarpStatistics& { return memories[warp].statistics; },
+                     [&](int warp) { return pixels_of(memories[warp]); }, place.part, place.first_channel,
+                     tiling.padded_channels(), partials);
 }
 
 template <class T, int K>
@@ -217,8 +223,7 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
     };
     access == 16 ? start.template operator()<true>() : start.template operator()<false>();
     if (!partials) return;
-    sum_partials(partials, tiling.parts(), tiling.padded_channels(), kStatistics, params.shape.channels,
-                 static_cast<float*>(statistics.sum), static_cast<float*>(statistics.square_sum), stream);
+    merge_statistics(partials, tiling.parts(), tiling.padded_channels(), params.shape.channels, statistics, stream);
 }
 
 }  // namespace
@@ -227,7 +232,7 @@ size_t depthwise_forward_workspace(const DepthwiseShape& shape, DType, bool stat
     check_square_window(shape.kernel_height, shape.kernel_width);
     if (!statistics) return 0;
     if (shape.kernel_height == kWideWindow) return wide_forward_workspace(shape);
-    return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatistics);
+    return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatisticsRows);
 }
 
 void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,

@@ -167,6 +167,7 @@ CK_DEVICE Vec<T, 2> from_floats(Float2 value) {
 
 // Channel by channel.
 CK_DEVICE Float2 add(Float2 a, Float2 b) { return {a.x + b.x, a.y + b.y}; }
+CK_DEVICE Float2 subtract(Float2 a, Float2 b) { return {a.x - b.x, a.y - b.y}; }
 CK_DEVICE void accumulate(float* sum, Float2 value) {
     const Float2 total = add(to_float(load<2>(sum)), value);
     store(sum, Vec<float, 2>{total.x, total.y});

@@ -7,6 +7,7 @@
 #include "local_aggregation/cuda/kernels.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
+#include "local_aggregation/cuda/statistics.h"
 #include "local_aggregation/cuda/wide.h"
 
 namespace ck::cuda {
@@ -14,7 +15,6 @@ namespace {
 
 constexpr int K = kWideWindow;
 constexpr int kWarps = 4;
-constexpr int kStatistics = 2;   // sums of the output and of its squares
 constexpr int kSums = K * K + 1;  // of the weight gradient: every tap, and the bias
 // Runs of a warp that make the filters it loads, or the sums it leaves, a small part of its work.
 constexpr int kLeastRuns = 16;
@@ -128,7 +128,8 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
     sync_threads();
     Float2 bias{0, 0};
     if (params.bias) bias = place.read(static_cast<const float*>(params.bias) + place.first_channel + place.channel);
-    Float2 sum{0, 0}, square_sum{0, 0};
+    Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};
+    int pixels = 0;
     place.for_each_run(tiling, shape, [&](int64_t image, int y, int x, int columns) {
         Float2 sums[kColumns];
         CK_UNROLL
@@ -148,22 +149,43 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
         }
         T* const out = params.out.row<T>(image, y) + x * params.out.column_stride + place.first_channel + place.channel;
         Float2 run_sum{0, 0}, run_square_sum{0, 0};  // short sums keep the rounding errors small
+        Vec<T, 2> rounded[kColumns];
+        CK_UNROLL
+        for (int i = 0; i < kColumns; ++i) rounded[i] = from_floats<T>(sums[i]);
+        if (pixels == 0) {
+            Float2 first_sum{0, 0};
+            CK_UNROLL
+            for (int i = 0; i < kColumns; ++i) {
+                if (i < columns) first_sum = add(first_sum, to_float(rounded[i]));
+            }
+            pivot = pivot_of(first_sum, columns);
+        }
         CK_UNROLL
         for (int i = 0; i < kColumns; ++i) {
             if (i >= columns) continue;
-            const Vec<T, 2> rounded = from_floats<T>(sums[i]);
-            const Float2 value = to_float(rounded);
+            const Float2 value = to_float(rounded[i]);
             place.write(out + i * params.out.column_stride, value);
-            run_sum = add(run_sum, value);
-            run_square_sum = multiply_add(value, value, run_square_sum);
+            const Float2 deviation = subtract(value, pivot);
+            run_sum = add(run_sum, deviation);
+            run_square_sum = multiply_add(deviation, deviation, run_square_sum);
         }
         sum = add(sum, run_sum);
         square_sum = add(square_sum, run_square_sum);
+        pixels += columns;
     });
     if (!partials) return;
     sync_threads();  // the filters are no longer needed
-    leave_sums(filters, place, tiling, sum, 0, kStatistics, partials);
-    leave_sums(filters, place, tiling, square_sum, 1, kStatistics, partials);
+    WarpStatistics* const memories = reinterpret_cast<WarpStatistics*>(filters);
+    static_assert(sizeof(WarpStatistics) * kWarps <= sizeof(float) * kGroupChannels * K * K);
+    WarpStatistics& own = memories[warp()];
+    own.set(kPivot, place.channel, pivot);
+    own.set(kSum, place.channel, sum);
+    own.set(kSquareSum, place.channel, square_sum);
+    CK_SHARED(int, warp_pixels, kWarps);
+    if (lane() == 0) warp_pixels[warp()] = pixels;
+    leave_statistics([&](int warp) -> const WarpStatistics& { return memories[warp]; },
+                     [&](int warp) { return warp_pixels[warp]; }, place.part, place.first_channel,
+                     tiling.padded_channels(), partials);
 }
 
 // A block has one row of the window.
@@ -204,7 +226,7 @@ wide_backward_weight_kernel(DepthwiseBackwardWeight params, WideTiling tiling, f
 
 size_t wide_forward_workspace(const DepthwiseShape& shape) {
     const WideTiling tiling = wide_tiling(shape);
-    return sizeof(float) * tiling.parts * kStatistics * tiling.padded_channels();
+    return sizeof(float) * tiling.parts * kStatisticsRows * tiling.padded_channels();
 }
 
 template <class T>
@@ -215,8 +237,7 @@ void wide_forward(const DepthwiseForward& params, const ChannelStatistics& stati
     const Dim3 grid{static_cast<unsigned>(tiling.parts) * tiling.groups};
     launch<wide_forward_kernel<T>>(grid, kWarps * kWarpSize, 0, stream, params, tiling, partials);
     if (!partials) return;
-    sum_partials(partials, tiling.parts, tiling.padded_channels(), kStatistics, params.shape.channels,
-                 static_cast<float*>(statistics.sum), static_cast<float*>(statistics.square_sum), stream);
+    merge_statistics(partials, tiling.parts, tiling.padded_channels(), params.shape.channels, statistics, stream);
 }
 
 size_t wide_backward_weight_workspace(const DepthwiseShape& shape) {

@@ -33,7 +33,7 @@ void forward(const ProjectionForward& params, int threads) {
     const int64_t x_size = tasks.most_panels * channels * lanes, y_size = kUnitBlock * lanes;
     const int64_t scratch_size = x_size + y_size + weight_block_size<T>(kUnitBlock, channels);
     const int64_t stride = statistics_stride(out_channels);
-    const int64_t sums_size = params.channel_sum ? tasks.count * 2 * stride : 0;
+    const int64_t sums_size = params.channel_sum ? tasks.count * statistics_size(out_channels) : 0;
     double* const sums =
         static_cast<double*>(workspace(sums_size * sizeof(double) + threads * scratch_size * sizeof(A)));
     A* const scratch = reinterpret_cast<A*>(sums + sums_size);
@@ -50,10 +50,7 @@ void forward(const ProjectionForward& params, int threads) {
             const auto weight =
                 weight_block(static_cast<const T*>(params.weight) + static_cast<int64_t>(unit) * channels,
                              channels, units, channels, weight_scratch);
-            double* const block_sums = sums + task * 2 * stride + unit;
-            if (params.channel_sum) {
-                for (int c = 0; c < units; ++c) block_sums[c] = block_sums[stride + c] = 0;
-            }
+            double* const block_sums = sums + task * statistics_size(out_channels) + unit;
             for (int64_t panel = first; panel < last; ++panel) {
                 const int64_t token = panels.begin(panel), tokens = panels.size(panel);
                 const Panel<A> x_panel{x_panels + (panel - first) * channels * lanes, lanes};
@@ -73,15 +70,21 @@ void forward(const ProjectionForward& params, int threads) {
                          panels.vectors(panel), false, y);
                 store_tokens(y, token, tokens, unit, units, output);
                 if (params.channel_sum) {
-                    add_pixels(output.out + token * out_channels + unit, out_channels, tokens, units,
-                               block_sums, stride);
+                    const T* const written = output.out + token * out_channels + unit;
+                    if (panel == first) {
+                        begin_statistics(written, out_channels, tokens, units, block_sums, stride);
+                    }
+                    add_pixels(written, out_channels, tokens, units, block_sums, stride);
                 }
             }
         }
     });
     if (params.channel_sum) {
-        reduce_statistics(sums, tasks.count, out_channels, static_cast<A*>(params.channel_sum),
-                          static_cast<A*>(params.channel_square_sum), threads);
+        const auto tokens = [&](int64_t task) {
+            return panels.begin(tasks.first_panel(task + 1)) - panels.begin(tasks.first_panel(task));
+        };
+        reduce_statistics(sums, tasks.count, out_channels, tokens, static_cast<A*>(params.channel_sum),
+                          static_cast<A*>(params.channel_m2), threads);
     }
 }
 

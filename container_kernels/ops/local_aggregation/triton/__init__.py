@@ -5,6 +5,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...statistics import triton_partials
 from ...triton_fitting import fitting
 from ...triton_primitives import device_of, tap_major
 from . import config as configs
@@ -38,10 +39,10 @@ def forward_with_statistics(
     *,
     out: Tensor,
     channel_sum: Tensor,
-    channel_square_sum: Tensor,
+    channel_m2: Tensor,
 ) -> None:
-    """`forward`, and Σ out and Σ out² over all pixels (C,): each program's sums, then their sum, in a fixed order."""
-    _forward(x, weight, bias, out, (channel_sum, channel_square_sum))
+    """`forward`, and Σ out and M2 over all pixels (C,): each program's, merged in a fixed order."""
+    _forward(x, weight, bias, out, (channel_sum, channel_m2))
 
 
 def _forward(
@@ -67,10 +68,10 @@ def _forward(
         blocks = triton.cdiv(images * width, config.columns)
         strips = triton.cdiv(height, config.split)
         programs = blocks * strips * triton.cdiv(num_channels, config.channels)
-        partial = statistics and statistics[0].new_empty((blocks * strips, 2, num_channels))
+        partial = statistics and statistics[0].new_empty((blocks * strips, triton_partials.ROWS, num_channels))
         kernel[(programs,)](*inputs, partial, *sizes, config.split, *window, **options(config))
-    for place, total in enumerate(statistics or ()):
-        torch.sum(partial[:, place], dim=0, out=total)
+    if statistics:
+        triton_partials.merge(partial, *statistics)
 
 
 def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bias: Tensor) -> None:

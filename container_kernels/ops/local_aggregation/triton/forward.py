@@ -4,6 +4,7 @@
 import triton
 import triton.language as tl
 
+from ...statistics.triton_partials import store_partial, tile_pivot
 from ...triton_primitives import rounded
 from .primitives import image_columns, load_row
 
@@ -39,7 +40,7 @@ def forward_kernel(
 
     Each input row adds to the KERNEL_H output rows that see it; the oldest of these sums is then complete.
 
-    partial, or None: (column blocks * strips, 2, C) float32, the sums of the tile's out and out² by channel.
+    partial, or None: (column blocks * strips, 4, C) float32, the tile's statistics by channel.
     """
     PAD: tl.constexpr = KERNEL_H // 2
     channel_blocks = tl.cdiv(num_channels, CHANNELS)
@@ -63,6 +64,8 @@ def forward_kernel(
     for _ in tl.static_range(KERNEL_H):
         sums += (bias,)
 
+    num_columns = tl.sum(exists.to(tl.int32))
+    pivot = tl.zeros([CHANNELS], tl.float32)
     out_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     square_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     out_columns = (image * height * width + x)[:, None] * num_channels + channels[None, :]
@@ -82,8 +85,11 @@ def forward_kernel(
         if row - PAD >= first:
             written = store_row(out_ptr, row - PAD, next_sums[0], out_columns, mask, width, num_channels)
             if partial_ptr is not None:
-                out_sum += written
-                square_sum += written * written
+                if row - PAD == first:
+                    pivot = tile_pivot(written, num_columns)
+                deviation = tl.where(exists[:, None], written - pivot[None, :], 0.0)
+                out_sum += deviation
+                square_sum += deviation * deviation
         next_sums += (bias,)
         sums = next_sums[1:]
         tiles = next_tiles
@@ -92,10 +98,13 @@ def forward_kernel(
         if (row >= first) & (row < last):
             written = store_row(out_ptr, row, sums[late], out_columns, mask, width, num_channels)
             if partial_ptr is not None:
-                out_sum += written
-                square_sum += written * written
+                if row == first:
+                    pivot = tile_pivot(written, num_columns)
+                deviation = tl.where(exists[:, None], written - pivot[None, :], 0.0)
+                out_sum += deviation
+                square_sum += deviation * deviation
     if partial_ptr is not None:
-        # Where the tile has no pixels or channels everything loaded was 0, and so is all that was summed.
-        sum_ptr = partial_ptr + tl.cast(program // channel_blocks, tl.int64) * 2 * num_channels + channels
-        tl.store(sum_ptr, tl.sum(out_sum, 0), mask=channels < num_channels)
-        tl.store(sum_ptr + num_channels, tl.sum(square_sum, 0), mask=channels < num_channels)
+        count = num_columns * (last - first)
+        part = program // channel_blocks
+        out_sum, square_sum = tl.sum(out_sum, 0), tl.sum(square_sum, 0)
+        store_partial(partial_ptr, part, channels, num_channels, count, pivot, out_sum, square_sum)

@@ -7,6 +7,7 @@ Right for any window; `forward.py` and `backward.py` are those to be fast with.
 import triton
 import triton.language as tl
 
+from ...statistics.triton_partials import store_partial, tile_pivot
 from ...triton_primitives import rounded
 from .primitives import image_columns, load_row
 
@@ -31,7 +32,7 @@ def wide_forward_kernel(
 ):
     """out[y, x] = bias + Σ_taps taps[dy, dx] · x[y + dy, x + dx] for a strip of rows.
 
-    partial, or None: (column blocks * strips, 2, C) float32, the sums of the tile's out and out² by channel.
+    partial, or None: (column blocks * strips, 4, C) float32, the tile's statistics by channel.
     """
     channel_blocks = tl.cdiv(num_channels, CHANNELS)
     strips = tl.cdiv(height, rows_per_strip)
@@ -46,6 +47,8 @@ def wide_forward_kernel(
     bias = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + tile_channels, mask=mask, other=0.0)
+    num_columns = tl.sum(exists.to(tl.int32))
+    pivot = tl.zeros([CHANNELS], tl.float32)
     out_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     square_sum = tl.zeros([COLUMNS, CHANNELS], tl.float32)
     for row in range(first, last):
@@ -60,13 +63,16 @@ def wide_forward_kernel(
         tl.store(out_ptr + pixels[:, None] * num_channels + channels[None, :], written, mask=mask)
         if partial_ptr is not None:
             value = written.to(tl.float32)
-            out_sum += value
-            square_sum += value * value
+            if row == first:
+                pivot = tile_pivot(value, num_columns)
+            deviation = tl.where(exists[:, None], value - pivot[None, :], 0.0)
+            out_sum += deviation
+            square_sum += deviation * deviation
     if partial_ptr is not None:
-        # Where the tile has no pixels or channels everything loaded was 0, and so is all that was summed.
-        sum_ptr = partial_ptr + tl.cast(program // channel_blocks, tl.int64) * 2 * num_channels + channels
-        tl.store(sum_ptr, tl.sum(out_sum, 0), mask=channels < num_channels)
-        tl.store(sum_ptr + num_channels, tl.sum(square_sum, 0), mask=channels < num_channels)
+        count = num_columns * (last - first)
+        part = program // channel_blocks
+        out_sum, square_sum = tl.sum(out_sum, 0), tl.sum(square_sum, 0)
+        store_partial(partial_ptr, part, channels, num_channels, count, pivot, out_sum, square_sum)
 
 
 @triton.jit(do_not_specialize=["num_images", "kernel_h", "kernel_w", "num_parts"])

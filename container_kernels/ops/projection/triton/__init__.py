@@ -5,6 +5,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...statistics import triton_partials
 from ...tokens import scaled_samples
 from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision
@@ -53,10 +54,10 @@ def forward_with_statistics(
     *,
     out: Tensor,
     channel_sum: Tensor,
-    channel_square_sum: Tensor,
+    channel_m2: Tensor,
 ) -> None:
-    """`forward`, and Σ out and Σ out² over all tokens (C_out,): each tile's sums, then their sum, in a fixed order."""
-    _forward(x, weight, bias, residual, sample_scale, out, (channel_sum, channel_square_sum))
+    """`forward`, and Σ out and M2 over all tokens (C_out,): each tile's, merged in a fixed order."""
+    _forward(x, weight, bias, residual, sample_scale, out, (channel_sum, channel_m2))
 
 
 def _forward(
@@ -93,10 +94,10 @@ def _forward(
         # To the compiler the bias is as good as the partial sums, whose number is that of the tiles.
         config = fitting(lambda _: forward_kernel, candidates, (*inputs, statistics and bias, *sizes), options)
         parts = triton.cdiv(rows, config.block_m)
-        partial = statistics and bias.new_empty((parts, 2, out_channels))
+        partial = statistics and bias.new_empty((parts, triton_partials.ROWS, out_channels))
         forward_kernel[grid(config, rows, out_channels)](*inputs, partial, *sizes, **options(config))
-    for place, total in enumerate(statistics or ()):
-        torch.sum(partial[:, place], dim=0, out=total)
+    if statistics:
+        triton_partials.merge(partial, *statistics)
 
 
 def backward(

@@ -4,7 +4,8 @@
 import triton
 import triton.language as tl
 
-from ...triton_product import finish_branch, locate_tile, product
+from ...statistics.triton_partials import store_partial, tile_pivot
+from ...triton_product import finish_branch, locate_tile, product, remaining
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -28,7 +29,7 @@ def forward_kernel(
 ):
     """One tile of out = sample_scale · (x weightᵀ + bias) + residual.
 
-    partial, or None: (row tiles, 2, C_out) float32, the sums of the tile's out and out², as rounded, by channel.
+    partial, or None: (row tiles, 4, C_out) float32, the statistics by channel of the tile's out as rounded.
     channels and out_channels come in units of UNIT elements.
     """
     channels *= UNIT
@@ -63,7 +64,9 @@ def forward_kernel(
         BLOCK_N,
     )
     if partial_ptr is not None:
+        count = remaining(row, num_rows, BLOCK_M)
+        pivot = tile_pivot(written, count)
+        deviation = tl.where((tl.arange(0, BLOCK_M) < count)[:, None], written - pivot[None, :], 0.0)
+        total, square_total = tl.sum(deviation, 0), tl.sum(deviation * deviation, 0)
         columns = column + tl.arange(0, BLOCK_N)
-        sum_ptr = partial_ptr + row // BLOCK_M * 2 * out_channels + columns
-        tl.store(sum_ptr, tl.sum(written, 0), mask=columns < out_channels)
-        tl.store(sum_ptr + out_channels, tl.sum(written * written, 0), mask=columns < out_channels)
+        store_partial(partial_ptr, row // BLOCK_M, columns, out_channels, count, pivot, total, square_total)
