@@ -56,7 +56,7 @@ template <class V>
 CK_INLINE V gelu_derivative(V x, V distribution) {
     using E = Element<V>;
     constexpr E exponent = static_cast<E>(-kLog2E / 2), factor = static_cast<E>(0.39894228040143267794);
-    return distribution + x * (factor * exp2_nonpositive(x * x * exponent));
+    return distribution + x * (factor * exp2_nonpositive(x * x, exponent));
 }
 
 }  // namespace ck::CK_ISA

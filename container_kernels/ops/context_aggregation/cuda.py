@@ -23,7 +23,7 @@ def forward(
     out: Tensor,
     logsumexp: Tensor,
 ) -> None:
-    """Write alpha · softmax(scale q kᵀ) v + local(v) to `out` and the softmax's log-sum-exp to `logsumexp`.
+    """Write alpha · softmax(scale q kᵀ) v + local(v) to `out` and the softmax's log2-sum-exp to `logsumexp`.
 
     Args:
         q, k, v: (B, N, M, D) of one dtype, any strides with a contiguous last dimension.

@@ -9,8 +9,11 @@
 
 They compute alpha · softmax(scale q kᵀ) v + static(v) with beta already folded into the static parameters; those,
 alpha (M,), logsumexp (B, M, N), grad_alpha (M,) and the gradients of the local term are in the accumulation dtype.
-q, k, v, out and their gradients are (B, N, M, D). The last operator exists only where a kernel does it all in one
-pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's gradients are left to the operators of local aggregation.
+q, k, v, out and their gradients are (B, N, M, D). logsumexp has the base in which the backend's exponentials are: a log
+of the sum below the rounding of the largest score then leaves that score as it is.
+
+The last operator exists only where a kernel does it all in one pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's
+gradients are left to the operators of local aggregation.
 
 Each has a twin `…_packed_<backend>` that takes one packed projection (B, N, 3, M, D) for q, k, v and gives one packed
 gradient: the three slices, written in place, need not be glued together for the projection's backward.

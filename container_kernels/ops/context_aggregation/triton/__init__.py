@@ -37,6 +37,14 @@ def window(local_weight: Tensor | None) -> tuple[Tensor | None, int, int]:
     return tap_major(local_weight), local_weight.shape[1], local_weight.shape[2]
 
 
+def normalizes(dtype: torch.dtype) -> bool:
+    """Whether the backward divides P by its own sum, which frees it of the rounding of logsumexp.
+
+    A large one's error is that of all P of a row. 16 bits, and TF32, hide it.
+    """
+    return dtype == torch.float32 and precision(dtype) == "ieee"
+
+
 def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
     """The constexpr and launch arguments that every kernel takes."""
     return {
@@ -86,7 +94,7 @@ def forward(
     out: Tensor,
     logsumexp: Tensor,
 ) -> None:
-    """Write the mix to `out`, the natural log of the softmax sums to `logsumexp`."""
+    """Write the mix to `out`, the log2 of the softmax sums to `logsumexp`."""
     batch, n, num_heads, head_dim = q.shape
     if spare := spare_channels(q):
         q, k, v, local_weight, local_bias = (widen(t, num_heads, spare) for t in (q, k, v, local_weight, local_bias))
@@ -152,7 +160,7 @@ def backward(
     taps, kernel_h, kernel_w = window(local_weight)
     inputs = (grad_out, q, k, v, alpha)
     all_strides = tuple(strides(tensor) for tensor in (grad_out, q, k, v, grad_q))
-    grid = (n, num_heads, height, width, scale)
+    grid = (n, num_heads, height, width, scale * LOG2E)
     local = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     heads = batch * num_heads
     config = configs.backward_config(n, head_dim, q.dtype, precision(q.dtype))
@@ -161,16 +169,18 @@ def backward(
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
             outputs = (grad_q, grad_k, grad_v, shares)
             arguments = (*inputs, taps, affinity, logsumexp, *outputs, *all_strides, *grid)
-            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
+            constants = {**local, "NORMALIZE": normalizes(q.dtype)}
+            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, constants)
             torch.sum(shares, dim=0, out=grad_alpha)
             return
         delta = torch.empty_like(logsumexp)
+        inverse_sum = torch.empty_like(logsumexp) if normalizes(q.dtype) else None
         launch(
             config.query,
             lambda _: backward_query_kernel,
             lambda config: heads * triton.cdiv(n, config.block_m),
             head_dim,
-            (*inputs, logsumexp, grad_q, delta, *all_strides, n, num_heads, scale),
+            (*inputs, logsumexp, grad_q, delta, inverse_sum, *all_strides, n, num_heads, scale * LOG2E),
             {},
         )
         launch(
@@ -178,7 +188,7 @@ def backward(
             lambda _: backward_key_kernel,
             lambda config: heads * triton.cdiv(n, config.block_n),
             head_dim,
-            (*inputs, taps, affinity, logsumexp, delta, grad_k, grad_v, *all_strides, *grid),
+            (*inputs, taps, affinity, logsumexp, delta, inverse_sum, grad_k, grad_v, *all_strides, *grid),
             local,
         )
         torch.sum(delta, dim=(0, 2), out=grad_alpha)
