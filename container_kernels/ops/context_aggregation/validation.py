@@ -65,7 +65,9 @@ def _check_grid(grid_size, tokens: int) -> None:
     if not isinstance(grid_size, Sequence) or len(grid_size) != 2:
         raise ValueError(f"grid_size: expected (H, W) with H·W = {tokens}, got {grid_size!r}")
     height, width = grid_size
-    if not all(isinstance(side, Integral | torch.SymInt) and not isinstance(side, bool) for side in grid_size):
+    # While torch.jit.trace records, the sizes of a tensor are tensors.
+    integers = (Integral, torch.SymInt, Tensor) if torch.jit.is_tracing() else (Integral, torch.SymInt)
+    if not all(isinstance(side, integers) and not isinstance(side, bool) for side in grid_size):
         raise TypeError(f"grid_size: expected two integers (H, W), got {grid_size!r}")
     if height < 0 or width < 0 or height * width != tokens:
         raise ValueError(f"grid_size: expected (H, W) with H·W = N = {tokens}, got {tuple(grid_size)}")

@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import accumulation_dtype, definition_dtype
+from ..library import accumulation_dtype, converted, definition_dtype
 from ..tokens import scaled_samples
 
 
@@ -13,9 +13,9 @@ def projection_reference(
 ) -> Tensor:
     """y = sample_scale · (x weightᵀ + bias)  (+ residual)."""
     dtype = definition_dtype(x.dtype)
-    bias = None if bias is None else bias.to(dtype)
-    y = scaled_samples(F.linear(x.to(dtype), weight.to(dtype), bias), sample_scale)
-    return (y if residual is None else y + residual.to(dtype)).to(x.dtype)
+    bias = converted(bias, dtype)
+    y = scaled_samples(F.linear(converted(x, dtype), converted(weight, dtype), bias), sample_scale)
+    return converted(y if residual is None else y + converted(residual, dtype), x.dtype)
 
 
 def projection_with_statistics_reference(
@@ -23,5 +23,5 @@ def projection_with_statistics_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y as above, rounded to the dtype of x; of this y: Σ y and Σ y² by channel, accumulation dtype."""
     out = projection_reference(x, weight, bias, residual, sample_scale)
-    rows = out.to(accumulation_dtype(x.dtype)).flatten(0, -2)
+    rows = converted(out, accumulation_dtype(x.dtype)).flatten(0, -2)
     return out, rows.sum(0), rows.square().sum(0)
