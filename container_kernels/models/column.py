@@ -204,6 +204,7 @@ class ColumnContainer(Network):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to what blocks take: the image of patches, or a column with the class token."""
+        self._check_images(x, self.patch_size)
         x = self.patch_embed(x)
         grid_size = x.shape[-2:]
         # Memory is (B, tokens, C) from here on, whatever the image's was: no layout below costs a copy.

@@ -14,6 +14,7 @@ from ..modules import ContextAggregation
 from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
 from ..modules.folding import affine_of, is_foldable
+from ..modules.sharding import own_output
 from .checkpoint import refuse_other_norm, translate_names
 
 try:
@@ -46,11 +47,13 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.fixed_size = fixed_size
+        # Not read from the convolution, which an adapter may wrap.
+        self.patch_size = as_size("patch_size", patch_size)
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, device=device, dtype=dtype)
         self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        (rows, columns), (height, width) = self.proj.stride, x.shape[-2:]
+        (rows, columns), (height, width) = self.patch_size, x.shape[-2:]
         if self.fixed_size is not None and (height, width) != self.fixed_size:
             raise ValueError(
                 f"x: expected {self.fixed_size[0]}×{self.fixed_size[1]} pixels, got {height}×{width}: a position "
@@ -58,7 +61,7 @@ class PatchEmbed(nn.Module):
             )
         if height < rows or width < columns:
             raise ValueError(f"x: expected at least {rows}×{columns} pixels to embed, got {height}×{width}")
-        return self.norm(self.proj(x))
+        return own_output(self, self.norm(self.proj(x)))
 
 
 class Blocks(nn.Sequential):
@@ -86,6 +89,7 @@ class Network(nn.Module):
     """
 
     norm: nn.Module
+    in_chans: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,6 +136,17 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+    def _check_images(self, x: Tensor, least: Grid) -> None:
+        """`x` is a batch of images that leave every part of the network a token: of `least` pixels."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"x: expected images (B, C, H, W) with C = {self.in_chans}, got {tuple(x.shape)}")
+        if x.shape[2] < least[0] or x.shape[3] < least[1]:
+            raise ValueError(
+                f"x: expected at least {least[0]}×{least[1]} pixels to embed, got {x.shape[2]}×{x.shape[3]}"
+            )
 
     def _set_grids(self, img_size: int | Grid, grids: Iterable[tuple[nn.Module, Grid]]) -> None:
         """Resize the dense affinities of each part of the network to its grid.

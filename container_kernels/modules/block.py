@@ -11,6 +11,7 @@ from .folding import affine_of, is_foldable, needs_statistics
 from .local_aggregation import LocalAggregation
 from .plain import is_plain, is_sample_scale, sample_scale
 from .pointwise import PointwiseMlp
+from .sharding import own_output
 from .validation import check_probability
 
 
@@ -110,7 +111,7 @@ class ContainerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, statistics = self._embed_position(x)
         x, statistics = self._aggregate(x, statistics)
-        return self._transform(x, statistics)
+        return own_output(self, self._transform(x, statistics))
 
     def _embed_position(self, x: Tensor) -> tuple[Tensor, Moments | None]:
         """The sum with the position embedding, and its statistics where norm1 needs and the layer gives them."""

@@ -9,6 +9,7 @@ from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
 from .folding import Affine
 from .plain import is_inactive, is_plain
+from .sharding import own_output
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
@@ -20,7 +21,8 @@ class Pointwise(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return projection(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        y = projection(x.permute(0, 2, 3, 1), self.weight, self.bias)
+        return own_output(self, y.permute(0, 3, 1, 2))
 
 
 @register_notrace_module
@@ -50,9 +52,9 @@ class PointwiseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_fusible():
-            return self.fused(x)
+            return own_output(self, self.fused(x))
         x = self.drop1(self.act(self.fc1(x)))
-        return self.drop2(self.fc2(x))
+        return own_output(self, self.drop2(self.fc2(x)))
 
     def is_fusible(self) -> bool:
         """Whether `fused` computes what the layers would, one after the other."""
