@@ -4,6 +4,7 @@
 import math
 from collections.abc import Sequence
 
+import torch.fx
 from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
 from ..modules.dense_affinity import Grid
 from ..modules.sharding import own_output
-from .network import Blocks, Network, PatchEmbed, as_size, grid_of, init_truncated
+from .network import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
+
+torch.fx.wrap("check_images")  # kept whole
 
 
 class ContainerStage(nn.Module):
@@ -222,7 +225,7 @@ class Container(Network):
         intermediates = []
         index = 0
         stages = self.stages[: last_taken + 1] if stop_early else self.stages
-        self._check_images(x, self._least_size(len(stages)))
+        check_images(x, self.in_chans, self._least_size(len(stages)))
         for index, stage in enumerate(stages):
             x = stage(x)
             if index in take:
@@ -249,7 +252,7 @@ class Container(Network):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the normalized features of the last stage (B, num_features, H', W')."""
-        self._check_images(x, self._least_size(len(self.stages)))
+        check_images(x, self.in_chans, self._least_size(len(self.stages)))
         return self.norm(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

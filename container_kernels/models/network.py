@@ -89,7 +89,6 @@ class Network(nn.Module):
     """
 
     norm: nn.Module
-    in_chans: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,17 +136,6 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def _check_images(self, x: Tensor, least: Grid) -> None:
-        """`x` is a batch of images that leave every part of the network a token: of `least` pixels."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"x: expected images (B, C, H, W) with C = {self.in_chans}, got {tuple(x.shape)}")
-        if x.shape[2] < least[0] or x.shape[3] < least[1]:
-            raise ValueError(
-                f"x: expected at least {least[0]}×{least[1]} pixels to embed, got {x.shape[2]}×{x.shape[3]}"
-            )
-
     def _set_grids(self, img_size: int | Grid, grids: Iterable[tuple[nn.Module, Grid]]) -> None:
         """Resize the dense affinities of each part of the network to its grid.
 
@@ -168,6 +156,22 @@ class Network(nn.Module):
         for module, grid in dense:
             module.set_grid_size(grid)
         update_model_input_size(self, as_size("img_size", img_size))
+
+
+def check_images(x: Tensor, in_chans: int, least: Grid) -> None:
+    """`x` is a batch of images that leave every part of a network a token: of at least so many pixels.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: not (B, in_chans, H, W), or too small.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"x: expected images (B, C, H, W) with C = {in_chans}, got {tuple(x.shape)}")
+    height, width = x.shape[-2:]
+    if height < least[0] or width < least[1]:
+        raise ValueError(f"x: expected at least {least[0]}×{least[1]} pixels to embed, got {height}×{width}")
 
 
 def init_truncated(layer: nn.Module) -> None:

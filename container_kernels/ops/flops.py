@@ -40,14 +40,18 @@ def _mlp_gradient(grad_out, x, w1, b1, w2, *_, **__) -> int:
     return 3 * _linear(x, w1) + 4 * prod(x[:-1]) * prod(w2)
 
 
-def _mix(products: int, skipped: int, packed: bool) -> Callable[..., int]:
-    """`products` of N×N, and the filters; `skipped` arguments come before q (or the packed projection)."""
+def _mix(products: int, skipped: int, packed: bool, affinity: int | None = None) -> Callable[..., int]:
+    """`products` of N×N, one more with a dense affinity, and the filters.
+
+    `skipped` arguments come before q (or the packed projection); `affinity` is its place, counted from q.
+    """
 
     def count(*arguments, **_) -> int:
         batch, tokens, *_, heads, head_dim = arguments[skipped]
         weight = arguments[skipped + (2 if packed else 4)]
         filters = 0 if weight is None else 2 * batch * tokens * heads * head_dim * prod(weight[1:])
-        return 2 * products * batch * heads * tokens**2 * head_dim + filters
+        dense = affinity is not None and arguments[skipped + affinity - 2 * packed] is not None
+        return 2 * (products + dense) * batch * heads * tokens**2 * head_dim + filters
 
     return count
 
@@ -59,7 +63,7 @@ def _register() -> None:
         formulas[f"local_bwd_weight_{backend}"] = _filter_gradient
         for packed in (False, True):
             name = f"packed_{backend}" if packed else backend
-            formulas |= {f"mix_fwd_{name}": _mix(2, 0, packed), f"mix_bwd_{name}": _mix(5, 1, packed)}
+            formulas |= {f"mix_fwd_{name}": _mix(2, 0, packed, 6), f"mix_bwd_{name}": _mix(5, 1, packed, 5)}
             if backend in WITH_LOCAL_GRADIENT:
                 formulas[f"mix_bwd_local_{name}"] = _mix(5, 1, packed)
     for backend in projection.backends.COMPILED:
