@@ -34,8 +34,11 @@ def gradient_through_statistics(
     """
     name = None if torch.is_grad_enabled() else _serving(backend, out)
     if name is None:
-        # In place: pages of one more temporary, fresh from the system, would cost more than the sum.
-        return torch.addcmul(grad_sum, out, grad_square_sum, value=2).add_(grad_out).to(out.dtype)
+        total = torch.addcmul(grad_sum, out, grad_square_sum, value=2)
+        # In place: pages of one more temporary, fresh from the system, would cost more than the sum. But gradients of
+        # many outputs at once (is_grads_batched) may have a dimension that those of the sums lack.
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)
+        return (total + grad_out if is_batched else total.add_(grad_out)).to(out.dtype)
     operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
     return operator(out, grad_out, grad_sum, grad_square_sum)
 
