@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What networks have in common, whatever their layout: blocks in a row, one final norm, loading, fusing."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import LayerNorm2d, register_notrace_module
@@ -15,7 +16,7 @@ from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
 from ..modules.folding import affine_of, is_foldable
 from ..modules.sharding import own_output
-from .checkpoint import refuse_other_norm, translate_names
+from .checkpoint import refuse_other_norm, shortened, translate_names
 
 try:
     from timm.models._input import update_model_input_size
@@ -92,7 +93,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_fused = False
+        self._is_fused = self._has_warned = False
         self.register_load_state_dict_pre_hook(translate_names)
         self.register_load_state_dict_pre_hook(refuse_other_norm)
 
@@ -125,10 +126,28 @@ class Network(nn.Module):
         self._is_fused = True
         return self.eval().requires_grad_(False)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As everywhere; an error names five names of a kind and their count, not all of a network."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(shortened(str(error))) from None
+
     def train(self: Self, mode: bool = True) -> Self:
-        """As everywhere; but of a network that was fused, only the classifier follows."""
+        """As everywhere; but of a network that was fused, only the classifier follows.
+
+        Where nothing of it can be trained, training mode warns, once.
+        """
         super().train(mode)
         if self._is_fused:
+            if mode and not self._has_warned and not any(p.requires_grad for p in self.parameters()):
+                self._has_warned = True
+                warnings.warn(
+                    "train(): the network was fused, which is for evaluation alone: it stays in evaluation mode and "
+                    "has no parameters to train. Train it before fuse(), or give it a new classifier "
+                    "(reset_classifier)",
+                    stacklevel=2,
+                )
             for name, child in self.named_children():
                 child.train(mode and name.startswith("head"))
         return self

@@ -56,6 +56,9 @@ class _Constants(nn.Module):
             tensor = nn.Parameter(copy, requires_grad=False)
         self.register_parameter(name, tensor)
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(tensor.shape)}" for name, tensor in self.named_parameters(recurse=False))
+
     def _apply(self, fn, recurse=True):
         def converted(tensor: Tensor) -> Tensor:
             out = fn(tensor)
