@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Loading checkpoints, ours and those of other implementations, without ever running pickled code."""
 
+import re
 from pathlib import Path
 
 from timm.models import load_state_dict
@@ -37,6 +38,23 @@ def translate_names(model: nn.Module, state_dict: dict, prefix: str, *_) -> None
 def refuse_other_norm(model: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     """`load_state_dict` pre-hook: `model.norm` refuses weights of the other kind, as blocks do themselves."""
     refuse_weights_of_the_other_kind(model.norm, state_dict, f"{prefix}norm.")
+
+
+def shortened(message: str, most: int = 5) -> str:
+    """What `load_state_dict` says, with at most so many names of a kind and their count."""
+    lines = []
+    mismatches = [line for line in message.splitlines() if "size mismatch for" in line]
+    for line in message.splitlines():
+        if line in mismatches[most:]:
+            continue
+        names = re.findall(r'"([^"]*)"', line)
+        if "key(s) in state_dict" in line and len(names) > most:
+            kept = ", ".join(f'"{name}"' for name in names[:most])
+            line = f"{line.split(':')[0]}: {kept}, and {len(names) - most} more of {len(names)}."
+        lines.append(line)
+    if len(mismatches) > most:
+        lines.append(f"\tand {len(mismatches) - most} more sizes of {len(mismatches)} that differ.")
+    return "\n".join(lines)
 
 
 def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True, strict: bool = True):

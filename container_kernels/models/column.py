@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
-from .network import Blocks, Network, PatchEmbed, as_size, grid_of, init_truncated
+from .network import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
+
+torch.fx.wrap("check_images")  # kept whole
 
 _POOLING = ("", "token", "avg", "avgmax", "max")
 
@@ -204,6 +206,7 @@ class ColumnContainer(Network):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to what blocks take: the image of patches, or a column with the class token."""
+        check_images(x, self.in_chans, self.patch_size)
         x = self.patch_embed(x)
         grid_size = x.shape[-2:]
         # Memory is (B, tokens, C) from here on, whatever the image's was: no layout below costs a copy.

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Pyramids: stages of `ContainerBlock`s, each on a coarser grid than the one before."""
 
+import math
 from collections.abc import Sequence
 
+import torch.fx
 from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
 from ..modules.dense_affinity import Grid
-from .network import Blocks, Network, PatchEmbed, as_size, grid_of, init_truncated
+from ..modules.sharding import own_output
+from .network import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
+
+torch.fx.wrap("check_images")  # kept whole
 
 
 class ContainerStage(nn.Module):
@@ -33,14 +38,14 @@ class ContainerStage(nn.Module):
         self.blocks = Blocks(*(ContainerBlock(dim, drop_path=p, **block, **factory) for p in drop_path))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
+        return own_output(self, self.blocks(self.downsample(x)))
 
 
 class Container(Network):
     """Four-stage (or any-stage) context aggregation network.
 
-    Every per-stage argument is a sequence with one entry a stage; `dynamic`, `static`, `kernel_size` and `mixing` may
-    also be one value for all. So one call of `timm.create_model` chooses an aggregation for each stage.
+    Every per-stage argument is a sequence with one entry per stage, or (but for `embed_dims`) one value for all. So one
+    call of `timm.create_model` chooses an aggregation for each stage.
 
     Args:
         img_size: size of the input; only a dense static affinity depends on it (`set_input_size` changes it).
@@ -68,10 +73,10 @@ class Container(Network):
         num_classes: int = 1000,
         global_pool: str = "avg",
         embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 8, 3),
-        num_heads: Sequence[int] = (2, 4, 10, 16),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        strides: Sequence[int] = (4, 2, 2, 2),
+        depths: int | Sequence[int] = (3, 4, 8, 3),
+        num_heads: int | Sequence[int] = (2, 4, 10, 16),
+        mlp_ratios: float | Sequence[float] = (8, 8, 4, 4),
+        strides: int | Sequence[int] = (4, 2, 2, 2),
         dynamic: bool | Sequence[bool] = True,
         static: Static | Sequence[Static | None] | None = "local",
         kernel_size: int | Sequence[int | tuple[int, int]] = 5,
@@ -89,16 +94,19 @@ class Container(Network):
         # Only what was given: norms of other libraries need not know the arguments.
         factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         stages = len(embed_dims)
-        dynamic, static, kernel_size, mixing = (
-            _per_stage(value, stages) for value in (dynamic, static, kernel_size, mixing)
+        depths, num_heads, mlp_ratios, strides, dynamic, static, kernel_size, mixing = (
+            _per_stage(value, stages)
+            for value in (depths, num_heads, mlp_ratios, strides, dynamic, static, kernel_size, mixing)
         )
         per_stage = {
             "depths": depths, "num_heads": num_heads, "mlp_ratios": mlp_ratios, "strides": strides,
             "dynamic": dynamic, "static": static, "kernel_size": kernel_size, "mixing": mixing,
         }  # fmt: skip
         for name, values in per_stage.items():
-            if not isinstance(values, Sequence) or len(values) != stages:
-                raise ValueError(f"{name}: expected {stages} entries, one a stage of embed_dims, got {values!r}")
+            if len(values) != stages:
+                raise ValueError(
+                    f"{name}: expected one value, or {stages}, one per stage of embed_dims, got {len(values)}: {values}"
+                )
 
         self.strides = tuple(strides)
         self.num_classes = num_classes
@@ -179,6 +187,10 @@ class Container(Network):
         """
         self._set_grids(img_size, zip(self.stages, self._grids(img_size), strict=False))  # fewer if pruned
 
+    def _least_size(self, stages: int) -> Grid:
+        """The smallest image that leaves the first `stages` stages a token."""
+        return (math.prod(self.strides[:stages]),) * 2
+
     def _grids(self, img_size: int | tuple[int, int]) -> list[Grid]:
         """The grid of each stage for images of `img_size`."""
         grids = [as_size("img_size", img_size)]
@@ -212,7 +224,9 @@ class Container(Network):
         last = len(self.stages) - 1
         intermediates = []
         index = 0
-        for index, stage in enumerate(self.stages[: last_taken + 1] if stop_early else self.stages):
+        stages = self.stages[: last_taken + 1] if stop_early else self.stages
+        check_images(x, self.in_chans, self._least_size(len(stages)))
+        for index, stage in enumerate(stages):
             x = stage(x)
             if index in take:
                 intermediates.append(self.norm(x) if norm and index == last else x)
@@ -238,6 +252,7 @@ class Container(Network):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the normalized features of the last stage (B, num_features, H', W')."""
+        check_images(x, self.in_chans, self._least_size(len(self.stages)))
         return self.norm(self.stages(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

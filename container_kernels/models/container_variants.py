@@ -41,7 +41,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> Container:
-    out_indices = kwargs.pop("out_indices", tuple(range(len(kwargs.get("depths", (3, 4, 8, 3))))))
+    out_indices = kwargs.pop("out_indices", tuple(range(len(kwargs.get("embed_dims", range(4))))))
     return build_model_with_cfg(
         Container,
         variant,

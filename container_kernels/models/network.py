@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What networks have in common, whatever their layout: blocks in a row, one final norm, loading, fusing."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import LayerNorm2d, register_notrace_module
@@ -14,7 +15,8 @@ from ..modules import ContextAggregation
 from ..modules.dense_affinity import Grid
 from ..modules.deploy import ChannelAffine
 from ..modules.folding import affine_of, why_not_foldable
-from .checkpoint import refuse_other_norm, translate_names
+from ..modules.sharding import own_output
+from .checkpoint import refuse_other_norm, shortened, translate_names
 from .explanation import explain_blocks, explanation
 
 try:
@@ -47,11 +49,13 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.fixed_size = fixed_size
+        # Not read from the convolution, which an adapter may wrap.
+        self.patch_size = as_size("patch_size", patch_size)
         self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size, device=device, dtype=dtype)
         self.norm = LayerNorm2d(dim, eps=1e-5, device=device, dtype=dtype) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        (rows, columns), (height, width) = self.proj.stride, x.shape[-2:]
+        (rows, columns), (height, width) = self.patch_size, x.shape[-2:]
         if self.fixed_size is not None and (height, width) != self.fixed_size:
             raise ValueError(
                 f"x: expected {self.fixed_size[0]}×{self.fixed_size[1]} pixels, got {height}×{width}: a position "
@@ -59,7 +63,7 @@ class PatchEmbed(nn.Module):
             )
         if height < rows or width < columns:
             raise ValueError(f"x: expected at least {rows}×{columns} pixels to embed, got {height}×{width}")
-        return self.norm(self.proj(x))
+        return own_output(self, self.norm(self.proj(x)))
 
 
 class Blocks(nn.Sequential):
@@ -90,7 +94,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_fused = False
+        self._is_fused = self._has_warned = False
         self.register_load_state_dict_pre_hook(translate_names)
         self.register_load_state_dict_pre_hook(refuse_other_norm)
 
@@ -141,10 +145,28 @@ class Network(nn.Module):
         like = next(self.parameters())
         return explanation(explain_blocks(self, like.new_zeros(1, *size)))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As everywhere; an error names five names of a kind and their count, not all of a network."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise RuntimeError(shortened(str(error))) from None
+
     def train(self: Self, mode: bool = True) -> Self:
-        """As everywhere; but of a network that was fused, only the classifier follows."""
+        """As everywhere; but of a network that was fused, only the classifier follows.
+
+        Where nothing of it can be trained, training mode warns, once.
+        """
         super().train(mode)
         if self._is_fused:
+            if mode and not self._has_warned and not any(p.requires_grad for p in self.parameters()):
+                self._has_warned = True
+                warnings.warn(
+                    "train(): the network was fused, which is for evaluation alone: it stays in evaluation mode and "
+                    "has no parameters to train. Train it before fuse(), or give it a new classifier "
+                    "(reset_classifier)",
+                    stacklevel=2,
+                )
             for name, child in self.named_children():
                 child.train(mode and name.startswith("head"))
         return self
@@ -172,6 +194,22 @@ class Network(nn.Module):
         for module, grid in dense:
             module.set_grid_size(grid)
         update_model_input_size(self, as_size("img_size", img_size))
+
+
+def check_images(x: Tensor, in_chans: int, least: Grid) -> None:
+    """`x` is a batch of images that leave every part of a network a token: of at least so many pixels.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: not (B, in_chans, H, W), or too small.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"x: expected images (B, C, H, W) with C = {in_chans}, got {tuple(x.shape)}")
+    height, width = x.shape[-2:]
+    if height < least[0] or width < least[1]:
+        raise ValueError(f"x: expected at least {least[0]}×{least[1]} pixels to embed, got {height}×{width}")
 
 
 def init_truncated(layer: nn.Module) -> None:

@@ -12,6 +12,7 @@ from .fusion import Fusion, fusion_of
 from .local_aggregation import LocalAggregation
 from .plain import sample_scale
 from .pointwise import PointwiseMlp
+from .sharding import own_output
 from .validation import check_probability
 
 
@@ -116,7 +117,7 @@ class ContainerBlock(nn.Module):
         fusion = fusion_of(self)
         x, statistics = self._embed_position(x, fusion)
         x, statistics = self._aggregate(x, statistics, fusion)
-        return self._transform(x, statistics, fusion)
+        return own_output(self, self._transform(x, statistics, fusion))
 
     def _embed_position(self, x: Tensor, fusion: Fusion) -> tuple[Tensor, Moments | None]:
         """The sum with the position embedding, and its statistics where norm1 takes them."""

@@ -18,6 +18,7 @@ from .folding import Affine
 from .initialization import init_local
 from .plain import reasons, why_active, why_not_plain
 from .pointwise import Pointwise
+from .sharding import own_output
 from .token_mlp import TokenMlp
 from .validation import check_grid, check_image, check_probability, window_name, window_of
 
@@ -168,7 +169,7 @@ class ContextAggregation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         y = self._aggregate(self.in_proj(x).permute(0, 2, 3, 1))
-        return self.proj_drop(self.out_proj(y.permute(0, 3, 1, 2)))
+        return own_output(self, self.proj_drop(self.out_proj(y.permute(0, 3, 1, 2))))
 
     def why_not_fusible(self) -> str | None:
         """None where `fused` computes what the layers would, one after the other."""

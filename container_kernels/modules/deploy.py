@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..ops.context_aggregation import context_aggregation
 from ..ops.fused_mlp import fused_mlp
-from ..ops.library import accumulation_dtype
+from ..ops.library import accumulation_dtype, converted
 from ..ops.local_aggregation import local_aggregation
 from ..ops.projection import projection
 from .context_aggregation import ContextAggregation
@@ -56,6 +56,9 @@ class _Constants(nn.Module):
             tensor = nn.Parameter(copy, requires_grad=False)
         self.register_parameter(name, tensor)
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(tensor.shape)}" for name, tensor in self.named_parameters(recurse=False))
+
     def _apply(self, fn, recurse=True):
         def converted(tensor: Tensor) -> Tensor:
             out = fn(tensor)
@@ -81,7 +84,7 @@ class ChannelAffine(_Constants):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, len(self.fused_scale))
-        return torch.addcmul(self.fused_shift.view(-1, 1, 1), x, self.fused_scale.view(-1, 1, 1)).to(x.dtype)
+        return converted(torch.addcmul(self.fused_shift.view(-1, 1, 1), x, self.fused_scale.view(-1, 1, 1)), x.dtype)
 
 
 class _FusedLocal(_Constants):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops.fold_norm import Moments
 from ..ops.local_aggregation import local_aggregation, local_aggregation_with_moments
 from .initialization import init_local
+from .sharding import own_output
 from .validation import check_image, window_name, window_of
 
 
@@ -50,7 +51,7 @@ class LocalAggregation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_image(x, self.weight.shape[0])
         y = local_aggregation(x.permute(0, 2, 3, 1), self.weight, self.bias, residual=self.residual)
-        return y.permute(0, 3, 1, 2)
+        return own_output(self, y.permute(0, 3, 1, 2))
 
     def with_statistics(self, x: Tensor) -> tuple[Tensor, Moments]:
         """The same, and from the same pass the statistics of the result."""

@@ -9,6 +9,7 @@ from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
 from .folding import Affine
 from .plain import reasons, why_active, why_not_plain
+from .sharding import own_output
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
@@ -20,7 +21,8 @@ class Pointwise(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return projection(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        y = projection(x.permute(0, 2, 3, 1), self.weight, self.bias)
+        return own_output(self, y.permute(0, 3, 1, 2))
 
 
 @register_notrace_module
@@ -50,9 +52,9 @@ class PointwiseMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.why_not_fusible() is None:
-            return self.fused(x)
+            return own_output(self, self.fused(x))
         x = self.drop1(self.act(self.fc1(x)))
-        return self.drop2(self.fc2(x))
+        return own_output(self, self.drop2(self.fc2(x)))
 
     def why_not_fusible(self) -> str | None:
         """None where `fused` computes what the layers would, one after the other."""

@@ -10,6 +10,11 @@ def check_image(x: Tensor, dim: int) -> None:
     """`x` is (B, dim, H, W)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor (B, C, H, W), got {type(x).__name__}")
+    if x.ndim == 3 and x.shape[2] == dim:
+        raise ValueError(
+            f"x: expected (B, C, H, W) with C = {dim}, got {tuple(x.shape)}: tokens (B, N, C) of a grid become an "
+            "image by x.transpose(1, 2).unflatten(2, (H, W))"
+        )
     if x.ndim != 4 or x.shape[1] != dim:
         raise ValueError(f"x: expected (B, C, H, W) with C = {dim}, got {tuple(x.shape)}")
 

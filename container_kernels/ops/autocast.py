@@ -9,10 +9,15 @@ kernels take them in the accumulation dtype.
 import torch
 from torch import Tensor
 
+from .library import is_recorded
+
 
 def is_active(tensor) -> bool:
-    """Whether autocast is on for the device of `tensor`; the device type meta knows no autocast."""
-    if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+    """Whether autocast is on for the device of `tensor`; the device type meta knows no autocast.
+
+    Not while a program is recorded: it is run with autocast or without, so what casts is what casts in it then.
+    """
+    if not isinstance(tensor, Tensor) or tensor.device.type == "meta" or is_recorded():
         return False
     return torch.is_autocast_enabled(tensor.device.type)
 

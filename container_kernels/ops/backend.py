@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import _env, _extension
 from . import preference
+from .library import is_recorded
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -106,9 +107,9 @@ def choose(
     *facts,
     compiled: tuple[str, ...] = tuple(DEVICE_TYPES),
 ) -> str:
-    """The backend that serves this call; under `torch.export` always "reference".
+    """The backend that serves this call; under `torch.export` and `torch.jit.trace` always "reference".
 
-    An exported program must run without this package, so it gets plain PyTorch operators.
+    A recorded program must run without this package, so it gets plain PyTorch operators.
 
     Args:
         op: the name of the op's folder, for the table in `preference`.
@@ -124,8 +125,7 @@ def choose(
     if name is None:
         name = _requested or _known(_env.value(_VARIABLE), _VARIABLE)
         name = name if name == "reference" or name in compiled else None
-    # What torch.compiler.is_exporting() returns; tracing that call, torch 2.11's compiler takes it for True always.
-    if torch.compiler._is_exporting_flag:
+    if is_recorded():
         return "reference"
     if name is not None:
         reason = why_not(name, tensor, *facts)

@@ -56,12 +56,29 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit.trace records the call, for a program that runs without this package."""
+    # What torch.compiler.is_exporting() returns; tracing that call, torch 2.11's compiler takes it for True always.
+    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
+
+
 def definition_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which definitions multiply matrices: that of sums, so that only the result is rounded.
 
-    In an exported program, which others run and do not compare with, the tensors' own: matrix units take no other.
+    In a recorded program, which others run and do not compare with, the tensors' own: matrix units take no other.
     """
-    return dtype if torch.compiler._is_exporting_flag else accumulation_dtype(dtype)
+    return dtype if is_recorded() else accumulation_dtype(dtype)
+
+
+def converted(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """`tensor` in `dtype`, for definitions; None stays None.
+
+    As it is in a program recorded under autocast: autocast is no part of a program, and a conversion would be, together
+    with a check of the dtype that autocast had given the tensor.
+    """
+    if tensor is None or (is_recorded() and torch.is_autocast_enabled(tensor.device.type)):
+        return tensor
+    return tensor.to(dtype)
 
 
 def new_empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from .library import accumulation_dtype
+from .library import accumulation_dtype, converted
 
 
 def as_tokens(x: Tensor) -> Tensor:
@@ -17,10 +17,10 @@ def scaled_samples(branch: Tensor, sample_scale: Tensor | None) -> Tensor:
         return branch
     # A factor that was rounded to the branch's dtype would be wrong in the same direction for the whole sample.
     factors = sample_scale.to(accumulation_dtype(branch.dtype)).view(-1, *[1] * (branch.ndim - 1))
-    return (branch * factors).to(branch.dtype)
+    return converted(branch * factors, branch.dtype)
 
 
 def zeros_for_bias(bias: Tensor | None, like: Tensor, channels: int) -> Tensor:
     """The (C,) bias in the accumulation dtype of `like`; zeros for None, so that kernels always have one."""
     dtype = accumulation_dtype(like.dtype)
-    return like.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
+    return like.new_zeros(channels, dtype=dtype) if bias is None else converted(bias, dtype)

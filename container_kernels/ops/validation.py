@@ -52,6 +52,15 @@ def check_bias(name: str, bias, channels: int, like_name: str, like: Tensor, sha
     check_device(name, bias, like_name, like)
 
 
+def check_channels_last(x: Tensor, channels: int, owner: str) -> None:
+    """`x` (B, …, C) has the channels of `owner` last, and not second as the images of layers."""
+    if x.shape[-1] != channels and x.ndim > 2 and x.shape[1] == channels:
+        raise ValueError(
+            f"x: expected (B, …, C) with C = {channels} as {owner} has, got {tuple(x.shape)}, which has its channels "
+            "second: pass x.movedim(1, -1)"
+        )
+
+
 def check_tokens(name: str, value) -> None:
     """`value` is (B, …, C): at least a batch, and at least one channel."""
     shape_name = "(B, …, C)"

@@ -34,6 +34,8 @@
 //       mma.sync m16n8k16, T bfloat16 or float16
 //   exp2_approx log2_approx
 //       of a float, a few units in the last place
+//   minimum(a, b)
+//       of floats; NaN where one of them is, unlike fminf
 //   to_float from_float<T> unpack<T> pack<T>
 //       conversions, rounded to nearest even
 //

@@ -180,6 +180,11 @@ CK_DEVICE float exp2_approx(float value) {
     return result;
 }
 CK_DEVICE float log2_approx(float value) { return __log2f(value); }
+CK_DEVICE float minimum(float a, float b) {
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
 
 CK_DEVICE float to_float(BFloat16 value) { return __uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
 CK_DEVICE float to_float(Half value) {

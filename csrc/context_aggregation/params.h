@@ -35,7 +35,7 @@ struct MixForward {
     const void* local_bias;    // (M * D,)
     const void* affinity;      // (M, N, N)
     Tokens out;                // written
-    void* logsumexp;           // (B, M, N)
+    void* logsumexp;           // (B, M, N), natural (cpu) or in powers of two (cuda), as scores are there
 };
 
 struct MixBackward {

@@ -7,7 +7,6 @@
 namespace ck::CK_ISA {
 
 constexpr double kLog2E = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
 
 template <class A>
 struct Exp2;
@@ -35,22 +34,28 @@ struct Exp2<double> {
     static constexpr double smallest = -1022;
 };
 
-// 2^x for x <= 0 (but for rounding), which is all that softmax asks for. Below the smallest normal number the
-// result is 0: it would be that small a part of a sum of at least 1. NaN stays NaN.
+// 2^(x · factor) for products <= 0 (but for rounding), which is all that softmax asks for. Below the smallest
+// normal number the result is 0: it would be that small a part of a sum of at least 1. NaN stays NaN.
 template <class V>
-CK_INLINE V exp2_nonpositive(V x) {
+CK_INLINE V exp2_nonpositive(V x, Element<V> factor) {
     using C = Exp2<Element<V>>;
     using B = Bits<V>;
     constexpr int degree = sizeof(C::coefficients) / sizeof(C::coefficients[0]);
-    // The sum has the integer nearest to x in its low bits.
-    const V shifted = x + C::round_to_integer;
-    const V r = x - (shifted - C::round_to_integer);
+    // The sum has the integer nearest to the product in its low bits.
+    const V shifted = x * factor + C::round_to_integer;
+    const V r = x * factor - (shifted - C::round_to_integer);
     V series = broadcast<V>(C::coefficients[degree - 1]);
 #pragma GCC unroll 16
     for (int i = degree - 2; i >= 0; --i) series = series * r + C::coefficients[i];
     series = series * r + 1;
     const V power = bit_cast<V>((bit_cast<B>(shifted) + C::bias) << C::mantissa_bits);
-    return x < C::smallest ? V{} : series * power;
+    return x * factor < C::smallest ? V{} : series * power;
+}
+
+// e^x, likewise. The factor costs nothing where there are fused multiply-adds.
+template <class V>
+CK_INLINE V exp_nonpositive(V x) {
+    return exp2_nonpositive(x, static_cast<Element<V>>(kLog2E));
 }
 
 }  // namespace ck::CK_ISA

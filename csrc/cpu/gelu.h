@@ -72,7 +72,7 @@ CK_INLINE V gelu_derivative(V x) {
     constexpr E exponent = static_cast<E>(-kLog2E / 2), factor = static_cast<E>(0.39894228040143267794);
     const V tail = upper_tail(magnitude(x));
     const V distribution = x > 0 ? 1 - tail : tail;
-    return distribution + x * (factor * exp2_nonpositive(x * x * exponent));
+    return distribution + x * (factor * exp2_nonpositive(x * x, exponent));
 }
 
 }  // namespace ck::CK_ISA

@@ -96,6 +96,11 @@ template <class V>
 CK_INLINE V max(V a, V b) {
     return a > b ? a : b;
 }
+// The smaller of two; the second operand where they do not compare.
+template <class V>
+CK_INLINE V min(V a, V b) {
+    return a < b ? a : b;
+}
 
 template <class V, int... Lane>
 CK_INLINE V lane_numbers(LaneIndices<Lane...>) {

@@ -220,5 +220,6 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
 
 inline float exp2_approx(float value) { return std::exp2(value); }
 inline float log2_approx(float value) { return std::log2(value); }
+inline float minimum(float a, float b) { return a < b || a != a ? a : b; }
 
 }  // namespace ck

@@ -1,6 +1,7 @@
 // What every operation of the device runtime means, checked against arithmetic that does not use it. Compiled
 // by nvcc it runs on a GPU, by a C++ compiler on the host: the same expectations hold for both halves. Prints
 // a line for each check; ends with status 1 if one fails.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -414,6 +415,25 @@ void check_functions() {
     expect("exp2_approx, log2_approx", holds);
 }
 
+CK_KERNEL(32) minima(const float* in, float* out, int count) {
+    for (int i = thread_index(); i < count * count; i += 32) out[i] = minimum(in[i / count], in[i % count]);
+}
+
+void check_minima() {
+    const std::vector<float> inputs{-INFINITY, -1.5f, 0, 2, INFINITY, NAN};
+    const int count = static_cast<int>(inputs.size());
+    const Memory<float> in(inputs), out(std::vector<float>(count * count, -2));
+    launch<minima>({1}, 32, 0, nullptr, in.data(), out.data(), count);
+    const std::vector<float> results = out.values();
+    bool holds = true;
+    for (int i = 0; i < count * count; ++i) {
+        const int a = i / count, b = i % count;  // in ascending order, NaN last
+        const bool is_nan = a == count - 1 || b == count - 1;
+        holds = holds && (is_nan ? std::isnan(results[i]) : results[i] == inputs[std::min(a, b)]);
+    }
+    expect("minimum", holds);
+}
+
 }  // namespace
 
 int main() {
@@ -428,5 +448,6 @@ int main() {
     check_numbers<BFloat16>("bfloat16", 8);
     check_numbers<Half>("float16", 5);
     check_functions();
+    check_minima();
     return failures != 0;
 }

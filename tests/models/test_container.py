@@ -59,8 +59,10 @@ def test_usual_arguments():
     assert probabilities == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     with pytest.raises(TypeError, match="drop_path_rat"):
         tiny(drop_path_rat=0.1)
-    with pytest.raises(ValueError, match="depths: expected 4 entries, one a stage of embed_dims, got 2"):
-        Container(depths=2)
+    with pytest.raises(
+        ValueError, match=r"depths: expected one value, or 4, one per stage of embed_dims, got 2: \(2, 3\)"
+    ):
+        Container(depths=(2, 3))
 
 
 def test_block_settings_reach_every_block():
@@ -220,7 +222,9 @@ def test_per_stage_settings():
     with pytest.raises(ValueError, match=r"x: expected H, W = \(8, 4\), which the dense affinity fixes, got \(4, 8\)"):
         model(torch.randn(1, 3, 32, 64))
     for name, value in {"strides": (4,), "kernel_size": (3, 5), "static": ["local"]}.items():
-        with pytest.raises(ValueError, match=rf"{name}: expected 4 entries, one a stage of embed_dims, got [\(\[]"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: expected one value, or 4, one per stage of embed_dims, got \d: \("
+        ):
             tiny(**{name: value})
 
 
@@ -251,9 +255,53 @@ def test_backends_agree(name, settings):
         torch.testing.assert_close(ours / scale, reference / scale, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["container_light", "deit_small"])
+def test_images_are_checked_at_the_door(name):
+    """Also of a backbone, whose last stages may be gone; a column has a size of its own."""
+    model = tiny_network(name, embed_dim=24) if name == "deit_small" else tiny()
+    for shape in ((3, 32, 32), (2, 32, 32), (2, 4, 32, 32), (2, 1, 3, 32, 32)):
+        for run in (model, model.forward_features, model.forward_intermediates):
+            with pytest.raises(ValueError, match=rf"images \(B, C, H, W\) with C = 3, got \({shape[0]}, {shape[1]}"):
+                run(torch.randn(shape))
+    with pytest.raises(TypeError, match="x: expected a tensor"):
+        model([1])
+
+
 def test_image_smaller_than_the_strides():
-    with pytest.raises(ValueError, match="x: expected at least 2×2 pixels to embed, got 1×2"):
+    with pytest.raises(ValueError, match="x: expected at least 32×32 pixels to embed, got 16×40"):
         tiny()(torch.randn(1, 3, 16, 40))
+    first = tiny(features_only=True, out_indices=(0, 1))
+    assert [y.shape[-1] for y in first(torch.randn(2, 3, 8, 8))] == [2, 1]
+    with pytest.raises(ValueError, match="x: expected at least 2×2 pixels to embed, got 1×2"):
+        first(torch.randn(2, 3, 7, 8))
+
+
+def test_patches_by_a_wrapped_convolution():
+    """As an adapter wraps layers: what calls the convolution has none of its attributes."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.base_layer = layer
+
+        def forward(self, x):
+            return self.base_layer(x)
+
+    model = tiny().eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = model(x)
+    model.stages[0].downsample.proj = Wrapped(model.stages[0].downsample.proj)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_one_value_for_all_stages():
+    model = tiny(num_heads=1, depths=1, mlp_ratios=3, strides=2)
+    blocks = [stage.blocks for stage in model.stages]
+    assert [len(stage) for stage in blocks] == [1] * 4
+    assert {stage[0].aggregation.num_heads for stage in blocks} == {1}
+    assert [stage[0].mlp.fc1.out_features for stage in blocks] == [3 * dim for dim in (16, 24, 32, 48)]
+    with pytest.raises(ValueError, match=r"num_heads: expected one value, or 4, one per stage of embed_dims, got 2"):
+        tiny(num_heads=(1, 2))
 
 
 def test_trains_as_plain_pytorch_does():

@@ -14,7 +14,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from container_kernels import ContainerBlock
+from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation
+from container_kernels.models.network import PatchEmbed
+from container_kernels.modules.pointwise import Pointwise, PointwiseMlp
 
 WORLD = 2
 
@@ -124,6 +126,31 @@ def check_group_of_one(rank, store):
 
 def test_a_group_of_one_process_is_none(tmp_path):
     mp.spawn(check_group_of_one, args=(tmp_path / "store",), nprocs=1)
+
+
+def check_outputs_of_sharded_layers(rank, store):
+    with gloo(0, store, world_size=1):
+        layers = (
+            ContainerBlock(16, 2),
+            ContainerBlock(16, 2, dynamic=False, pos_embed=False),
+            ContextAggregation(16, 2),
+            LocalAggregation(16),
+            Pointwise(16, 16),
+            PointwiseMlp(16, 32),
+            PatchEmbed(16, 16, 1),
+        )
+        for layer in layers:
+            x = torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last)
+            expected = layer(x)
+            assert expected._base is not None  # nothing is copied where nobody shards
+            y = fully_shard(layer, mesh=dist.init_device_mesh("cpu", (1,)))(x)
+            assert y._base is None and y.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(y, expected)
+
+
+def test_a_layer_that_fsdp_shards_returns_no_view(tmp_path):
+    """FSDP2 warns of views: an in-place operation on one would lose its hooks."""
+    mp.spawn(check_outputs_of_sharded_layers, args=(tmp_path / "store",), nprocs=1)
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2", "synchronized"])

@@ -28,7 +28,9 @@ def mix_forward(backend: str, inputs: MixInputs, packed: Tensor | None) -> Tenso
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
     """grad_affinity[m,i,j] = Σ_{b,d} grad_out[b,i,m,d] v[b,j,m,d]: a matrix product, which a library does best."""
-    return torch.einsum("bimd,bjmd->mij", grad_out, v)
+    heads, tokens = v.shape[2], v.shape[1]
+    rows = grad_out.permute(2, 1, 0, 3).reshape(heads, tokens, -1)
+    return rows @ v.permute(2, 0, 3, 1).reshape(heads, -1, tokens)
 
 
 def _register(backend: str, packed: bool) -> None:
@@ -74,7 +76,9 @@ def _register(backend: str, packed: bool) -> None:
 
 def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """(B, H·W, M, D) as (B, H, W, M·D); a view whenever the heads lie side by side, as in a packed projection."""
-    return tokens.flatten(2).unflatten(1, grid_size)
+    # Not flatten and unflatten, which gradients of many outputs at once (is_grads_batched) know no rule for.
+    batch, _, heads, head_dim = tokens.shape
+    return tokens.reshape(batch, *grid_size, heads * head_dim)
 
 
 for _backend in DEVICE_TYPES:

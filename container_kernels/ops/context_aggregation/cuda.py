@@ -10,7 +10,7 @@ from .inputs import MixGradients, MixInputs
 
 
 def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
-    """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log-sum-exp to `logsumexp` (B, M, N)."""
+    """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log2-sum-exp to `logsumexp` (B, M, N)."""
     inputs = _compiled(inputs)
     q, k, v = inputs[:3]
     module, device, stream = place(v)

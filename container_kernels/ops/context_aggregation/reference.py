@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..library import accumulation_dtype
+from ..library import accumulation_dtype, converted
 from ..local_aggregation.reference import local_aggregation_reference
 
 
@@ -25,10 +25,10 @@ def context_aggregation_reference(
     static(v) is the depthwise convolution of v on its grid plus Σ_j affinity[m,i,j] v[b,j,m].
     """
     dtype = accumulation_dtype(v.dtype)
-    values = v.to(dtype)
+    values = converted(v, dtype)
     out = torch.zeros_like(values)
     if q is not None:
-        scores = torch.einsum("bimd,bjmd->bmij", q.to(dtype) * scale, k.to(dtype))
+        scores = torch.einsum("bimd,bjmd->bmij", converted(q, dtype) * scale, converted(k, dtype))
         dynamic = torch.einsum("bmij,bjmd->bimd", scores.softmax(-1), values)
         out = out + _over_heads(alpha, values) * dynamic
     if local_weight is not None:
@@ -36,10 +36,12 @@ def context_aggregation_reference(
         local = local_aggregation_reference(image, local_weight, local_bias, residual=False)
         out = out + _over_heads(beta, values) * local.view_as(values)
     if affinity is not None:
-        out = out + _over_heads(beta, values) * torch.einsum("mij,bjmd->bimd", affinity.to(dtype), values)
-    return out.to(v.dtype).contiguous()
+        out = out + _over_heads(beta, values) * torch.einsum("mij,bjmd->bimd", converted(affinity, dtype), values)
+    return converted(out, v.dtype).contiguous()
 
 
 def _over_heads(factor: Tensor | float, values: Tensor) -> Tensor | float:
     """alpha or beta, shaped to multiply `values` (B, N, M, D)."""
-    return factor.to(values).reshape(-1, 1) if isinstance(factor, Tensor) else float(factor)
+    if not isinstance(factor, Tensor):
+        return float(factor)
+    return converted(factor.to(values.device), values.dtype).reshape(-1, 1)

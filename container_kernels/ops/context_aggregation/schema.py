@@ -7,8 +7,11 @@
         -> grad_q, grad_k, grad_v, grad_alpha, grad_local_weight, grad_local_bias
 
 `inputs` are the fields of `MixInputs`. out and grad_out are (B, N, M, D); logsumexp (B, M, N), grad_alpha (M,) and the
-gradients of the local term are in the accumulation dtype. The last operator exists only where a kernel does it all in
-one pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's gradients are left to the operators of local aggregation.
+gradients of the local term are in the accumulation dtype. logsumexp has the base in which the backend's exponentials
+are: a log of the sum below the rounding of the largest score then leaves that score as it is.
+
+The last operator exists only where a kernel does it all in one pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's
+gradients are left to the operators of local aggregation.
 
 Each has a twin `…_packed_<backend>` that takes one packed projection (B, N, 3, M, D) for q, k, v and gives one packed
 gradient: the three slices, written in place, need not be glued together for the projection's backward.
@@ -51,14 +54,15 @@ def _gradients(inputs: MixInputs, packed: bool, local: bool) -> tuple[tuple[Tens
 
 
 def _flops(products: int, first: int, packed: bool) -> Callable[..., int]:
-    """Of `products` N×N, and the static terms; `inputs` begin with argument `first`."""
+    """Of `products` N×N, one more with a dense affinity, and the filters; `inputs` begin with argument `first`."""
 
     def count(*arguments, **_) -> int:
         qkv, parameters = arguments[first], arguments[first + (1 if packed else 3) :]
         batch, tokens, *_, heads, head_dim = qkv
-        weight = MixInputs(None, None, None, *parameters).local_weight
+        inputs = MixInputs(None, None, None, *parameters)
+        weight, is_dense = inputs.local_weight, inputs.affinity is not None
         filters = 0 if weight is None else 2 * batch * tokens * heads * head_dim * prod(weight[1:])
-        return 2 * products * batch * heads * tokens**2 * head_dim + filters
+        return 2 * (products + is_dense) * batch * heads * tokens**2 * head_dim + filters
 
     return count
 

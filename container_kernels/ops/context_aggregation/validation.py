@@ -27,6 +27,7 @@ def validate(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size
     if q is not None:
         _check_like_v("q", q, v, same_dtype)
         _check_like_v("k", k, v, same_dtype)
+    _check_not_heads_first(v, local_weight, affinity, grid_size)
     if q is None and local_weight is None and affinity is None:
         raise ValueError(
             "q, local_weight, affinity: expected at least one of the dynamic (q and k), local (local_weight) and "
@@ -52,6 +53,26 @@ def validate(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size
         raise TypeError(f"scale: expected a number or None, got {type(scale).__name__}")
 
 
+def _check_not_heads_first(v: Tensor, local_weight, affinity, grid_size) -> None:
+    """The static terms do not all say that v is (B, M, N, D), as attention elsewhere has it."""
+    _, tokens, heads, head_dim = v.shape
+    terms = []  # what each has, should have, and would have with heads and tokens exchanged
+    if isinstance(affinity, Tensor) and affinity.ndim == 3:
+        terms.append((tuple(affinity.shape), (heads, tokens, tokens), (tokens, heads, heads)))
+    if isinstance(local_weight, Tensor) and local_weight.ndim == 3 and _is_grid(grid_size):
+        sizes = (local_weight.shape[0], grid_size[0] * grid_size[1])
+        terms.append((sizes, (heads * head_dim, tokens), (tokens * head_dim, heads)))
+    if terms and all(sizes != expected and sizes == exchanged for sizes, expected, exchanged in terms):
+        raise ValueError(
+            f"v: expected (B, N, M, D), got {tuple(v.shape)}, which fits the other arguments as (B, M, N, D): pass "
+            "q, k and v with transpose(1, 2)"
+        )
+
+
+def _is_grid(grid_size) -> bool:
+    return isinstance(grid_size, Sequence) and len(grid_size) == 2 and all(isinstance(n, Integral) for n in grid_size)
+
+
 def _check_like_v(name: str, value, v: Tensor, same_dtype: bool) -> None:
     check_tensor(name, value, 4, "(B, N, M, D)")
     check_shape(name, value, tuple(v.shape), "(B, N, M, D)")
@@ -65,7 +86,9 @@ def _check_grid(grid_size, tokens: int) -> None:
     if not isinstance(grid_size, Sequence) or len(grid_size) != 2:
         raise ValueError(f"grid_size: expected (H, W) with H·W = {tokens}, got {grid_size!r}")
     height, width = grid_size
-    if not all(isinstance(side, Integral | torch.SymInt) and not isinstance(side, bool) for side in grid_size):
+    # While torch.jit.trace records, the sizes of a tensor are tensors.
+    integers = (Integral, torch.SymInt, Tensor) if torch.jit.is_tracing() else (Integral, torch.SymInt)
+    if not all(isinstance(side, integers) and not isinstance(side, bool) for side in grid_size):
         raise TypeError(f"grid_size: expected two integers (H, W), got {grid_size!r}")
     if height < 0 or width < 0 or height * width != tokens:
         raise ValueError(f"grid_size: expected (H, W) with H·W = N = {tokens}, got {tuple(grid_size)}")

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from ..library import converted
 from .moments import Moments
 
 
@@ -19,8 +20,8 @@ def fold_norm_reference(
     """W' = W · gamma / √(variance + eps), rounded to `dtype`; b' = bias + W beta − W' mean."""
     mean, variance = moments.mean_and_variance()
     weight = weight.to(mean.dtype)
-    folded = (weight * ((variance + eps).rsqrt() * gamma)).to(dtype)
-    return folded, bias + torch.mv(weight, beta) - torch.mv(folded.to(mean.dtype), mean)
+    folded = converted(weight * ((variance + eps).rsqrt() * gamma), dtype)
+    return folded, bias + torch.mv(weight, beta) - torch.mv(converted(folded, mean.dtype), mean)
 
 
 def track_moments_reference(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import autocast
 from ..backend import choose
+from ..library import converted
 from ..tokens import as_tokens, zeros_for_bias
 from .autograd import mlp_forward
 from .backends import COMPILED, why_not
@@ -63,7 +64,7 @@ def fused_mlp(
             x = autocast.cast(x, device_type)
             return fused_mlp(x, w1, b1, w2, b2, residual=residual, sample_scale=sample_scale, backend=backend)
     chosen = choose("fused_mlp", backend, why_not, x, compiled=COMPILED)
-    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
+    w1, w2 = converted(w1, x.dtype), converted(w2, x.dtype)
     if chosen == "reference":
         return fused_mlp_reference(x, w1, b1, w2, b2, residual, sample_scale)
     b1, b2 = zeros_for_bias(b1, x, w1.shape[0]), zeros_for_bias(b2, x, w2.shape[0])

@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import definition_dtype
+from ..library import converted, definition_dtype
 from ..tokens import scaled_samples
 
 
@@ -19,6 +19,6 @@ def fused_mlp_reference(
 ) -> Tensor:
     """y = sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2)  (+ x)."""
     dtype = definition_dtype(x.dtype)
-    wide, w1, b1, w2, b2 = (None if t is None else t.to(dtype) for t in (x, w1, b1, w2, b2))
+    wide, w1, b1, w2, b2 = (converted(t, dtype) for t in (x, w1, b1, w2, b2))
     y = scaled_samples(F.linear(F.gelu(F.linear(wide, w1, b1)), w2, b2), sample_scale)
-    return (y + wide if residual else y).to(x.dtype)
+    return converted(y + wide if residual else y, x.dtype)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What `fused_mlp` accepts."""
 
-from ..validation import check_bias, check_matrix, check_sample_scale, check_tokens
+from torch import Tensor
+
+from ..validation import check_bias, check_channels_last, check_matrix, check_sample_scale, check_tokens
 
 
 def validate(x, w1, b1, w2, b2, residual, sample_scale) -> None:
     check_tokens("x", x)
+    if isinstance(w1, Tensor) and w1.ndim == 2:
+        check_channels_last(x, w1.shape[1], "w1")
     # A tensor, which `projection` takes by this name, must not count as true or false.
     if not isinstance(residual, bool):
         raise TypeError(f"residual: expected True (add x) or False, got {type(residual).__name__}")

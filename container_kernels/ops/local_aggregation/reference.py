@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import accumulation_dtype
+from ..library import accumulation_dtype, converted
 from ..statistics import sums_by_channel
 
 
@@ -12,8 +12,8 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
     """y[b,h,w,c] = Σ_{s,t} weight[c,s,t] · x[b, h+s−kh//2, w+t−kw//2, c] + bias[c]  (+ x[b,h,w,c])."""
     dtype = accumulation_dtype(x.dtype)
     channels, kh, kw = weight.shape
-    image, weight = x.to(dtype).permute(0, 3, 1, 2), weight.to(dtype)
-    bias = x.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
+    image, weight = converted(x, dtype).permute(0, 3, 1, 2), converted(weight, dtype)
+    bias = x.new_zeros(channels, dtype=dtype) if bias is None else converted(bias, dtype)
     if image.numel():
         out = F.conv2d(image, weight[:, None], bias, padding=(kh // 2, kw // 2), groups=channels)
     else:
@@ -21,7 +21,7 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
         out = image * weight.sum((1, 2)).view(-1, 1, 1) + bias.view(-1, 1, 1)
     if residual:
         out = out + image
-    return out.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+    return converted(out.permute(0, 2, 3, 1), x.dtype).contiguous()
 
 
 def local_aggregation_with_statistics_reference(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import autocast
 from ..backend import choose
+from ..library import converted
 from ..statistics import square_sum
 from ..tokens import as_tokens, zeros_for_bias
 from .autograd import projection_forward, projection_forward_with_statistics
@@ -140,8 +141,7 @@ def _project(
             x = autocast.cast(x, device_type)
             return _project(x, weight, bias, residual, sample_scale, backend, operator, reference)
     chosen = choose("projection", backend, why_not, x, compiled=COMPILED)
-    weight = weight.to(x.dtype)
-    residual = None if residual is None else residual.to(x.dtype)
+    weight, residual = converted(weight, x.dtype), converted(residual, x.dtype)
     if chosen == "reference":
         results = reference(x, weight, bias, residual, sample_scale)
         return results if isinstance(results, tuple) else (results,)

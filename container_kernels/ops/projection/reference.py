@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import definition_dtype
+from ..library import converted, definition_dtype
 from ..statistics import sums_by_channel
 from ..tokens import scaled_samples
 
@@ -14,9 +14,9 @@ def projection_reference(
 ) -> Tensor:
     """y = sample_scale · (x weightᵀ + bias)  (+ residual)."""
     dtype = definition_dtype(x.dtype)
-    bias = None if bias is None else bias.to(dtype)
-    y = scaled_samples(F.linear(x.to(dtype), weight.to(dtype), bias), sample_scale)
-    return (y if residual is None else y + residual.to(dtype)).to(x.dtype)
+    bias = converted(bias, dtype)
+    y = scaled_samples(F.linear(converted(x, dtype), converted(weight, dtype), bias), sample_scale)
+    return converted(y if residual is None else y + converted(residual, dtype), x.dtype)
 
 
 def projection_with_statistics_reference(

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What `projection` accepts."""
 
+from torch import Tensor
+
 from ..validation import (
     check_bias,
+    check_channels_last,
     check_device,
     check_matrix,
     check_sample_scale,
@@ -14,6 +17,8 @@ from ..validation import (
 
 def validate(x, weight, bias, residual, sample_scale) -> None:
     check_tokens("x", x)
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        check_channels_last(x, weight.shape[1], "weight")
     check_matrix("weight", weight, (None, x.shape[-1]), "(C_out, C)", "x", x)
     out_channels = weight.shape[0]
     if bias is not None:

@@ -4,12 +4,12 @@
 import torch
 from torch import Tensor
 
-from ..library import accumulation_dtype
+from ..library import accumulation_dtype, converted
 
 
 def sums_by_channel(out: Tensor) -> tuple[Tensor, Tensor]:
     """Σ out and M2 = Σ (out − mean)² of out (…, C) by channel: (C,) each, accumulation dtype; 0 of nothing."""
-    rows = out.to(accumulation_dtype(out.dtype)).flatten(0, -2)
+    rows = converted(out, accumulation_dtype(out.dtype)).flatten(0, -2)
     channel_sum, count = rows.sum(0), max(1, rows.shape[0])
     rows = rows - channel_sum / count
     # The mean as rounded is none to subtract where it is large: what is left of it goes now.

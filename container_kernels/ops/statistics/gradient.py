@@ -37,8 +37,11 @@ def gradient_through_statistics(
     name = None if torch.is_grad_enabled() else _serving(backend, out)
     if name is None:
         mean = channel_sum / max(1, out[..., 0].numel())
-        # In place: pages of one more temporary, fresh from the system, would cost more than a pass.
-        return (out - mean).mul_(2 * grad_m2).add_(grad_sum).add_(grad_out).to(out.dtype)
+        total = (out - mean).mul_(2 * grad_m2).add_(grad_sum)
+        # In place: pages of one more temporary, fresh from the system, would cost more than a pass. But gradients of
+        # many outputs at once (is_grads_batched) may have a dimension that those of the sums lack.
+        is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)
+        return (total + grad_out if is_batched else total.add_(grad_out)).to(out.dtype)
     operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
     return operator(out, grad_out, channel_sum, grad_sum, grad_m2)
 

@@ -134,7 +134,7 @@ struct BackwardTask {
         const Tokens &q = params.q, &grad_out = params.grad_out;
         const int padded = static_cast<int>(tiling.dim);
         pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, rows, shape.head_dim,
-                  static_cast<A>(shape.scale * kLog2E), scratch.q, padded);
+                  static_cast<A>(shape.scale), scratch.q, padded);
         pack_rows(grad_out.head<const T>(batch, head) + begin * grad_out.token_stride, grad_out.token_stride,
                   rows, shape.head_dim, A(1), scratch.grad_out, padded);
         for (int64_t i = rows * padded; i < padded_rows * padded; ++i) scratch.q[i] = scratch.grad_out[i] = 0;
@@ -142,7 +142,7 @@ struct BackwardTask {
         const A* logsumexp =
             static_cast<const A*>(params.logsumexp) + (batch * shape.heads + head) * shape.tokens + begin;
         for (int64_t row = 0; row < padded_rows; ++row) {
-            scratch.row_shift[row] = row < rows ? static_cast<A>(logsumexp[row] * kLog2E) : 0;
+            scratch.row_shift[row] = row < rows ? logsumexp[row] : 0;
             scratch.row_sum[row] = scratch.row_term[row] = 0;
         }
     }
@@ -168,7 +168,7 @@ struct BackwardTask {
             for (int64_t v = 0; v < vectors; ++v) {
                 A* place = scores + (v * tiling.rows + r) * L;
                 A* grad_place = grad_scores + (v * tiling.rows + r) * L;
-                const V weight = exp2_nonpositive<V>(load<V>(place) - scratch.row_shift[row + r]);
+                const V weight = exp_nonpositive<V>(min(V{}, load<V>(place) - scratch.row_shift[row + r]));
                 store(place, weight);
                 sum += weight;
                 term += weight * load<V>(grad_place);
@@ -225,8 +225,8 @@ struct BackwardTask {
         const MixShape& shape = params.shape;
         const Tokens &grad_k = params.grad_k, &grad_v = params.grad_v, &grad_out = params.grad_out;
         const int padded = static_cast<int>(tiling.dim);
-        // The packed q carries scale / ln 2.
-        unpack_rows(sums.grad_k, padded, shape.tokens, shape.head_dim, static_cast<A>(kLn2),
+        // The packed q carries the scale.
+        unpack_rows(sums.grad_k, padded, shape.tokens, shape.head_dim, A(1),
                     grad_k.head<T>(batch, head), grad_k.token_stride);
         T* target = grad_v.head<T>(batch, head);
         if (!window_weight) {

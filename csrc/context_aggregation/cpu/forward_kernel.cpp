@@ -72,7 +72,7 @@ struct Scratch {
     }
 };
 
-// Turns kRows rows of scores (base 2) of a tile into exp2(score - row_max). The first tile sets row_max and
+// Turns kRows rows of scores of a tile into exp(score - row_max). The first tile sets row_max and
 // row_sum; a later one that finds a greater maximum rescales row_sum and the rows of `dynamic` that are there
 // already.
 template <class A>
@@ -94,7 +94,7 @@ void online_softmax(bool is_first, A* scores, int64_t keys, int64_t dim, A* row_
         V sum = {};
         for (int64_t v = 0; v < vectors; ++v) {
             A* place = first + v * kRows * L;
-            const V weight = exp2_nonpositive<V>(load<V>(place) - shift);
+            const V weight = exp_nonpositive<V>(load<V>(place) - shift);
             store(place, weight);
             sum += weight;
         }
@@ -104,7 +104,7 @@ void online_softmax(bool is_first, A* scores, int64_t keys, int64_t dim, A* row_
             row_max[row] = new_max;
             continue;
         }
-        const A factor = exp2_nonpositive(Vec<A, 1>{row_max[row] - shift})[0];
+        const A factor = exp_nonpositive(Vec<A, 1>{row_max[row] - shift})[0];
         row_max[row] = new_max;
         row_sum[row] = row_sum[row] * factor + tile_sum;
         for (int64_t c = 0; c < dim; c += L)
@@ -150,10 +150,8 @@ struct ForwardTask {
     void prepare(int64_t rows) {
         const int depth = params.shape.head_dim;
         const Tokens& q = params.q;
-        // Powers of 2 are cheaper than those of e.
-        const A factor = static_cast<A>(params.shape.scale * kLog2E);
         pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, end - begin, depth,
-                  factor, scratch.q, static_cast<int>(tiling.dim));
+                  static_cast<A>(params.shape.scale), scratch.q, static_cast<int>(tiling.dim));
         for (int64_t i = (end - begin) * tiling.dim; i < rows * tiling.dim; ++i) scratch.q[i] = 0;
         for (int64_t i = 0; i < rows * tiling.dim; ++i) scratch.dynamic[i] = 0;
         if (params.affinity) {
@@ -193,7 +191,7 @@ struct ForwardTask {
             static_cast<A*>(params.logsumexp) + (batch * params.shape.heads + head) * tokens + begin;
         for (int64_t row = 0; row < end - begin; ++row) {
             const A sum = scratch.row_sum[row], factor = alpha / sum;
-            logsumexp[row] = static_cast<A>(scratch.row_max[row] * kLn2 + natural_log(sum));
+            logsumexp[row] = scratch.row_max[row] + natural_log(sum);
             for (int64_t c = 0; c < dim; c += kLanes<A>) {
                 A* place = scratch.dynamic + row * dim + c;
                 V value = load<V>(place) * factor;

@@ -22,9 +22,12 @@ CK_DEVICE void for_each_pair(const float (&product)[Halves][4], Visit visit) {
     }
 }
 
-// P of this warp's keys and 16 queries, from their products. Keys behind the last token have none.
+// P of this warp's keys and 16 queries, from their products. At most 1 by definition, which the rounding of
+// large scores must not change. Tokens behind the last, key or query, have none: a query of zeros times a key
+// of infinities would be NaN.
 template <int Tiles>
-CK_DEVICE void probabilities(float (&p)[Tiles][2][4], const float* logsumexp, float scale, int keys_left) {
+CK_DEVICE void probabilities(float (&p)[Tiles][2][4], const float* logsumexp, float scale, int keys_left,
+                             int queries_left) {
     CK_UNROLL
     for (int half = 0; half < 2; ++half) {
         const Vec<float, 2> shift = load<2>(logsumexp + half * 8 + lane() % 4 * 2);
@@ -32,16 +35,19 @@ CK_DEVICE void probabilities(float (&p)[Tiles][2][4], const float* logsumexp, fl
         for (int tile = 0; tile < Tiles; ++tile) {
             CK_UNROLL
             for (int i = 0; i < 4; ++i) {
-                p[tile][half][i] = exp2_approx(p[tile][half][i] * scale - shift.data[i % 2]);
+                const float exponent = p[tile][half][i] * scale - shift.data[i % 2];
+                p[tile][half][i] = exp2_approx(minimum(exponent, 0));
             }
         }
     }
-    if (keys_left >= Tiles * kTile) return;  // of all warps but the last
+    if (keys_left >= Tiles * kTile && queries_left >= kTile) return;  // but in the last warp or step
     CK_UNROLL
     for (int tile = 0; tile < Tiles; ++tile) {
         CK_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            if (tile * kTile + i / 2 * 8 + lane() / 4 >= keys_left) p[tile][0][i] = p[tile][1][i] = 0;
+        for (int i = 0; i < 8; ++i) {
+            const int key = tile * kTile + i / 2 % 2 * 8 + lane() / 4;
+            const int query = i / 4 * 8 + lane() % 4 * 2 + i % 2;
+            if (key >= keys_left || query >= queries_left) p[tile][i / 4][i % 4] = 0;
         }
     }
 }

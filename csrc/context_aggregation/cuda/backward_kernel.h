@@ -38,7 +38,7 @@ struct Head {
           sums(reinterpret_cast<float*>(staged + rows * kTile)) {}
 
     T *key, *query, *value, *grad_out;  // dq takes the place of q, and dk of k
-    float* logsumexp;                   // in powers of 2, infinite behind the last token; then delta
+    float* logsumexp;                   // infinite behind the last token; then delta
     T* staged;                          // dS of a step, see staged_at; windows, when all steps are done
     float* sums;                        // of a step's queries, from every warp
 };
@@ -102,7 +102,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         static_cast<const float*>(mix.logsumexp) + (image * shape.heads + head_index) * tokens;
     for (int i = thread_index(); i < queries; i += block_size()) {
         head.logsumexp[i] =
-            i < tokens ? logsumexp[i] * kLog2E<float> : std::numeric_limits<float>::infinity();
+            i < tokens ? logsumexp[i] : std::numeric_limits<float>::infinity();
     }
     copy_async_wait<0>();
     sync_threads();
@@ -117,7 +117,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         Products::multiply(p, head.key + key * P, head.query + query * P);
         sync_warp();  // the compiler would load both products' operands at once, into registers that are not
                       // there
-        probabilities(p, head.logsumexp + query, arguments.exponent_scale, tokens - key);
+        probabilities(p, head.logsumexp + query, arguments.exponent_scale, tokens - key, tokens - query);
         Products::multiply(g, head.value + key * P, head.grad_out + query * P);
         QuerySums::over_keys<kWeights>(p, g).template leave<kWeights>(head.sums, warp(), warps);
         sync_threads();  // and nobody reads the previous step's dS any more

@@ -178,7 +178,7 @@ mix_forward_kernel(ForwardArguments arguments) {
                 }
                 if (attention.member() == 0 && chunk.begin + row < chunk.end) {
                     block.logsumexp()[chunk.begin + row] =
-                        (shift[i] * attention.scale + log2_approx(attention.total[i])) * 0.6931471805599453f;
+                        shift[i] * attention.scale + log2_approx(attention.total[i]);
                 }
             }
         }

@@ -212,8 +212,7 @@ mix_forward_kernel(ForwardArguments arguments) {
                 }
                 if (lane() % 4 == 0 && chunk.begin + row < chunk.end) {
                     block.logsumexp()[chunk.begin + row] =
-                        (shift[tile][r] * attention.scale + log2_approx(attention.total[tile][r])) *
-                        0.6931471805599453f;  // ln(2)
+                        shift[tile][r] * attention.scale + log2_approx(attention.total[tile][r]);
                 }
             }
         }

@@ -38,6 +38,14 @@ def window(local_weight: Tensor | None) -> tuple[Tensor | None, int, int]:
     return tap_major(local_weight), local_weight.shape[1], local_weight.shape[2]
 
 
+def normalizes(dtype: torch.dtype) -> bool:
+    """Whether the backward divides P by its own sum, which frees it of the rounding of logsumexp.
+
+    A large one's error is that of all P of a row. 16 bits, and TF32, hide it.
+    """
+    return dtype == torch.float32 and precision(dtype) == "ieee"
+
+
 def tiles(config: MixConfig, dtype: torch.dtype, head_dim: int) -> dict:
     """The constexpr and launch arguments that every kernel takes."""
     return {
@@ -73,7 +81,7 @@ def launch(
 
 
 def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
-    """Write the mix to `out` (B, N, M, D), dtype of v, the natural log of the softmax sums to `logsumexp` (B, M, N)."""
+    """Write the mix to `out` (B, N, M, D), dtype of v, the log2 of the softmax sums to `logsumexp` (B, M, N)."""
     batch, n, num_heads, head_dim = inputs.v.shape
     if spare := spare_channels(inputs.v):
         wide = inputs.v.new_empty((batch, n, num_heads, head_dim + spare))
@@ -120,7 +128,8 @@ def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixG
     taps, kernel_h, kernel_w = window(inputs.local_weight)
     tensors = (grad_out, q, k, v, inputs.alpha)
     all_strides = tuple(strides(tensor) for tensor in (grad_out, q, k, v, grads.q))
-    grid = (n, num_heads, inputs.height, inputs.width, inputs.scale)
+    scale_log2 = inputs.scale * LOG2E
+    grid = (n, num_heads, inputs.height, inputs.width, scale_log2)
     local = {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
     heads = batch * num_heads
     config = configs.backward_config(n, head_dim, q.dtype, precision(q.dtype))
@@ -129,16 +138,18 @@ def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixG
             shares = torch.empty((batch, num_heads), dtype=logsumexp.dtype, device=q.device)
             outputs = (*grads[:3], shares)
             arguments = (*tensors, taps, inputs.affinity, logsumexp, *outputs, *all_strides, *grid)
-            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, local)
+            constants = {**local, "NORMALIZE": normalizes(q.dtype)}
+            launch(config.row, lambda _: backward_row_kernel, lambda _: heads, head_dim, arguments, constants)
             torch.sum(shares, dim=0, out=grads.alpha)
             return
         delta = torch.empty_like(logsumexp)
+        inverse_sum = torch.empty_like(logsumexp) if normalizes(q.dtype) else None
         launch(
             config.query,
             lambda _: backward_query_kernel,
             lambda config: heads * triton.cdiv(n, config.block_m),
             head_dim,
-            (*tensors, logsumexp, grads.q, delta, *all_strides, n, num_heads, inputs.scale),
+            (*tensors, logsumexp, grads.q, delta, inverse_sum, *all_strides, n, num_heads, scale_log2),
             {},
         )
         launch(
@@ -146,7 +157,7 @@ def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixG
             lambda _: backward_key_kernel,
             lambda config: heads * triton.cdiv(n, config.block_n),
             head_dim,
-            (*tensors, taps, inputs.affinity, logsumexp, delta, grads.k, grads.v, *all_strides, *grid),
+            (*tensors, taps, inputs.affinity, logsumexp, delta, inverse_sum, grads.k, grads.v, *all_strides, *grid),
             local,
         )
         torch.sum(delta, dim=(0, 2), out=grads.alpha)

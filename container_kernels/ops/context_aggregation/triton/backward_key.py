@@ -10,7 +10,7 @@ import triton.language as tl
 
 from ...triton_primitives import dot, rounded
 from .backward_row import finish_grad_v
-from .primitives import LOG2E, head_of, load_tokens, locate, softmax_weights, store_tokens
+from .primitives import LN2, head_of, load_queries_to_weigh, load_tokens, locate, softmax_weights, store_tokens
 
 
 @triton.jit
@@ -21,13 +21,15 @@ def add_queries(
     v,
     q_head,
     grad_out_head,
-    logsumexp_head,
-    delta_head,
+    logsumexp_ptr,
+    delta_ptr,
+    inverse_sum_ptr,
+    rows,
     q_stride,
     grad_out_stride,
     start,
     n,
-    scale,
+    scale_log2,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -37,16 +39,19 @@ def add_queries(
 ):
     """Add what the queries from `start` on have of grad_k and grad_v, before alpha and scale; WHOLE: all exist."""
     queries = start + tl.arange(0, QUERIES)
-    q = load_tokens(q_head, start, n, q_stride, HEAD_DIM, QUERIES, BLOCK_D, WHOLE)
     grad_out = load_tokens(grad_out_head, start, n, grad_out_stride, HEAD_DIM, QUERIES, BLOCK_D, WHOLE)
     if WHOLE:
-        logsumexp = tl.load(logsumexp_head + queries)
-        delta = tl.load(delta_head + queries)
+        q = load_tokens(q_head, start, n, q_stride, HEAD_DIM, QUERIES, BLOCK_D, WHOLE)
+        logsumexp = tl.load(logsumexp_ptr + rows + queries)
+        delta = tl.load(delta_ptr + rows + queries)
     else:
-        logsumexp = tl.load(logsumexp_head + queries, mask=queries < n, other=float("inf"))
-        delta = tl.load(delta_head + queries, mask=queries < n, other=0.0)
+        q = load_queries_to_weigh(q_head, start, n, q_stride, HEAD_DIM, QUERIES, BLOCK_D)
+        logsumexp = tl.load(logsumexp_ptr + rows + queries, mask=queries < n, other=float("inf"))
+        delta = tl.load(delta_ptr + rows + queries, mask=queries < n, other=0.0)
     zeros = tl.zeros([BLOCK_N, QUERIES], tl.float32)
-    weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), (logsumexp * LOG2E)[None, :], scale)
+    weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), logsumexp[None, :], scale_log2, 0.0)
+    if inverse_sum_ptr is not None:
+        weights *= tl.load(inverse_sum_ptr + rows + queries, mask=queries < n, other=0.0)[None, :]
     grad_v = dot(rounded(weights, grad_out.dtype), grad_out, grad_v, PRECISION)
     grad_weights = dot(v, tl.trans(grad_out), zeros, PRECISION)
     grad_scores = weights * (grad_weights - delta[None, :])
@@ -65,6 +70,7 @@ def backward_key_kernel(
     affinity_ptr,
     logsumexp_ptr,
     delta_ptr,
+    inverse_sum_ptr,
     grad_k_ptr,
     grad_v_ptr,
     grad_out_strides,
@@ -76,7 +82,7 @@ def backward_key_kernel(
     num_heads,
     height,
     width,
-    scale,
+    scale_log2,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -96,6 +102,7 @@ def backward_key_kernel(
     grad_out_head, grad_out_stride = head_of(grad_out_ptr, grad_out_strides, batch, head, UNIT)
     rows = (batch * num_heads + head) * n
     alpha = tl.load(alpha_ptr + head)
+    scale = scale_log2 * LN2
 
     k = load_tokens(k_head, first_key, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     v = load_tokens(v_head, first_key, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
@@ -110,13 +117,15 @@ def backward_key_kernel(
             v,
             q_head,
             grad_out_head,
-            logsumexp_ptr + rows,
-            delta_ptr + rows,
+            logsumexp_ptr,
+            delta_ptr,
+            inverse_sum_ptr,
+            rows,
             q_stride,
             grad_out_stride,
             start,
             n,
-            scale,
+            scale_log2,
             PRECISION,
             HEAD_DIM,
             BLOCK_D,
@@ -133,13 +142,15 @@ def backward_key_kernel(
                 v,
                 q_head,
                 grad_out_head,
-                logsumexp_ptr + rows,
-                delta_ptr + rows,
+                logsumexp_ptr,
+                delta_ptr,
+                inverse_sum_ptr,
+                rows,
                 q_stride,
                 grad_out_stride,
                 start,
                 n,
-                scale,
+                scale_log2,
                 PRECISION,
                 HEAD_DIM,
                 BLOCK_D,

@@ -9,7 +9,16 @@ import triton
 import triton.language as tl
 
 from ...triton_primitives import dot, rounded
-from .primitives import LOG2E, head_of, load_tokens, locate, softmax_weights, store_tokens
+from .primitives import (
+    LN2,
+    head_of,
+    inverse_or_zero,
+    load_tokens,
+    locate,
+    no_weight_from,
+    softmax_weights,
+    store_tokens,
+)
 
 
 @triton.jit
@@ -22,8 +31,8 @@ def weights_and_gradient(
     v_stride,
     start,
     n,
-    logsumexp_log2,
-    scale,
+    logsumexp,
+    scale_log2,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -35,13 +44,15 @@ def weights_and_gradient(
     k = load_tokens(k_head, start, n, k_stride, HEAD_DIM, KEYS, BLOCK_D, WHOLE)
     v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, KEYS, BLOCK_D, WHOLE)
     zeros = tl.zeros([BLOCK_M, KEYS], tl.float32)
-    weights = softmax_weights(dot(q, tl.trans(k), zeros, PRECISION), logsumexp_log2[:, None], scale)
+    most = 0.0 if WHOLE else no_weight_from(n, start, KEYS)[None, :]
+    weights = softmax_weights(dot(q, tl.trans(k), zeros, PRECISION), logsumexp[:, None], scale_log2, most)
     return weights, dot(grad_out, tl.trans(v), zeros, PRECISION), k
 
 
 @triton.jit
 def add_delta(
     delta,
+    weight_sum,
     q,
     grad_out,
     k_head,
@@ -50,8 +61,8 @@ def add_delta(
     v_stride,
     start,
     n,
-    logsumexp_log2,
-    scale,
+    logsumexp,
+    scale_log2,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -59,7 +70,7 @@ def add_delta(
     KEYS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Add the share of the keys from `start` on to delta."""
+    """Add the share of the keys from `start` on to delta and to the sum of P."""
     weights, grad_weights, _ = weights_and_gradient(
         q,
         grad_out,
@@ -69,8 +80,8 @@ def add_delta(
         v_stride,
         start,
         n,
-        logsumexp_log2,
-        scale,
+        logsumexp,
+        scale_log2,
         PRECISION,
         HEAD_DIM,
         BLOCK_D,
@@ -78,7 +89,7 @@ def add_delta(
         KEYS,
         WHOLE,
     )
-    return delta + tl.sum(weights * grad_weights, 1)
+    return delta + tl.sum(weights * grad_weights, 1), weight_sum + tl.sum(weights, 1)
 
 
 @triton.jit
@@ -93,8 +104,8 @@ def add_keys(
     v_stride,
     start,
     n,
-    logsumexp_log2,
-    scale,
+    logsumexp,
+    scale_log2,
     PRECISION: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -112,8 +123,8 @@ def add_keys(
         v_stride,
         start,
         n,
-        logsumexp_log2,
-        scale,
+        logsumexp,
+        scale_log2,
         PRECISION,
         HEAD_DIM,
         BLOCK_D,
@@ -136,6 +147,7 @@ def backward_query_kernel(
     logsumexp_ptr,
     grad_q_ptr,
     delta_ptr,
+    inverse_sum_ptr,
     grad_out_strides,
     q_strides,
     k_strides,
@@ -143,7 +155,7 @@ def backward_query_kernel(
     grad_strides,
     n,
     num_heads,
-    scale,
+    scale_log2,
     PRECISION: tl.constexpr,
     UNIT: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -152,7 +164,10 @@ def backward_query_kernel(
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
 ):
-    """grad_q and delta (B, M, N) of one block of queries."""
+    """grad_q and delta (B, M, N) of one block of queries.
+
+    With `inverse_sum_ptr` (B, M, N), P is divided by its own sum, whose inverse is written there.
+    """
     tile, head, batch = locate(tl.cdiv(n, BLOCK_M), num_heads)
     first_query = tile * BLOCK_M
     q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
@@ -164,13 +179,15 @@ def backward_query_kernel(
 
     q = load_tokens(q_head, first_query, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
     grad_out = load_tokens(grad_out_head, first_query, n, grad_out_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
-    logsumexp_log2 = tl.load(logsumexp_ptr + rows, mask=queries < n, other=float("inf")) * LOG2E
+    logsumexp = tl.load(logsumexp_ptr + rows, mask=queries < n, other=float("inf"))
 
     whole = n // BLOCK_N * BLOCK_N
     delta = tl.zeros([BLOCK_M], tl.float32)
+    weight_sum = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, whole, BLOCK_N):
-        delta = add_delta(
+        delta, weight_sum = add_delta(
             delta,
+            weight_sum,
             q,
             grad_out,
             k_head,
@@ -179,8 +196,8 @@ def backward_query_kernel(
             v_stride,
             start,
             n,
-            logsumexp_log2,
-            scale,
+            logsumexp,
+            scale_log2,
             PRECISION,
             HEAD_DIM,
             BLOCK_D,
@@ -190,8 +207,9 @@ def backward_query_kernel(
         )
     if TAIL:
         for start in range(whole, n, TAIL):
-            delta = add_delta(
+            delta, weight_sum = add_delta(
                 delta,
+                weight_sum,
                 q,
                 grad_out,
                 k_head,
@@ -200,8 +218,8 @@ def backward_query_kernel(
                 v_stride,
                 start,
                 n,
-                logsumexp_log2,
-                scale,
+                logsumexp,
+                scale_log2,
                 PRECISION,
                 HEAD_DIM,
                 BLOCK_D,
@@ -209,6 +227,10 @@ def backward_query_kernel(
                 TAIL,
                 False,
             )
+    if inverse_sum_ptr is not None:
+        inverse_sum = inverse_or_zero(weight_sum)
+        delta *= inverse_sum
+        tl.store(inverse_sum_ptr + rows, inverse_sum, mask=queries < n)
     tl.store(delta_ptr + rows, delta, mask=queries < n)
 
     grad_q = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -224,8 +246,8 @@ def backward_query_kernel(
             v_stride,
             start,
             n,
-            logsumexp_log2,
-            scale,
+            logsumexp,
+            scale_log2,
             PRECISION,
             HEAD_DIM,
             BLOCK_D,
@@ -246,8 +268,8 @@ def backward_query_kernel(
                 v_stride,
                 start,
                 n,
-                logsumexp_log2,
-                scale,
+                logsumexp,
+                scale_log2,
                 PRECISION,
                 HEAD_DIM,
                 BLOCK_D,
@@ -255,6 +277,8 @@ def backward_query_kernel(
                 TAIL,
                 False,
             )
-    grad_q *= tl.load(alpha_ptr + head) * scale
+    if inverse_sum_ptr is not None:
+        grad_q *= inverse_sum[:, None]
+    grad_q *= tl.load(alpha_ptr + head) * (scale_log2 * LN2)
     grad_q_head, grad_stride = head_of(grad_q_ptr, grad_strides, batch, head, UNIT)
     store_tokens(grad_q_head, grad_q, first_query, n, grad_stride, HEAD_DIM, BLOCK_M, BLOCK_D)

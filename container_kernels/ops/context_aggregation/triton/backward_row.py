@@ -15,12 +15,15 @@ import triton.language as tl
 
 from ...triton_primitives import dot, rounded
 from .primitives import (
-    LOG2E,
+    LN2,
     add_local,
     head_of,
+    inverse_or_zero,
     load_affinity,
+    load_queries_to_weigh,
     load_tokens,
     locate,
+    no_weight_from,
     softmax_weights,
     store_tokens,
 )
@@ -128,7 +131,7 @@ def backward_row_kernel(
     num_heads,
     height,
     width,
-    scale,
+    scale_log2,
     KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -138,10 +141,11 @@ def backward_row_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL: tl.constexpr,
+    NORMALIZE: tl.constexpr,
 ):
     """All gradients of one head of one image (n <= BLOCK_N); grad_alpha (B, M) holds this head's share.
 
-    TAIL is there because all launches of the mix take the same constants.
+    TAIL is there because all launches of the mix take the same constants. NORMALIZE: divide P by its own sum.
     """
     _, head, batch = locate(1, num_heads)
     q_head, q_stride = head_of(q_ptr, q_strides, batch, head, UNIT)
@@ -153,19 +157,23 @@ def backward_row_kernel(
     grad_v_head, _ = head_of(grad_v_ptr, grad_strides, batch, head, UNIT)
     logsumexp_head = logsumexp_ptr + (batch * num_heads + head) * n
     alpha = tl.load(alpha_ptr + head)
+    scale = scale_log2 * LN2
 
     k = load_tokens(k_head, 0, n, k_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     v = load_tokens(v_head, 0, n, v_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
     grad_k = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     grad_v = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     deltas = tl.zeros([BLOCK_M], tl.float32)
+    most = no_weight_from(n, 0, BLOCK_N)[:, None] if NORMALIZE else 0.0
     for start in range(0, n, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
-        q = load_tokens(q_head, start, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
+        q = load_queries_to_weigh(q_head, start, n, q_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
         grad_out = load_tokens(grad_out_head, start, n, grad_out_stride, HEAD_DIM, BLOCK_M, BLOCK_D)
         logsumexp = tl.load(logsumexp_head + queries, mask=queries < n, other=float("inf"))
         zeros = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), (logsumexp * LOG2E)[None, :], scale)
+        weights = softmax_weights(dot(k, tl.trans(q), zeros, PRECISION), logsumexp[None, :], scale_log2, most)
+        if NORMALIZE:
+            weights *= inverse_or_zero(tl.sum(weights, 0))[None, :]
         grad_v = dot(rounded(weights, grad_out.dtype), grad_out, grad_v, PRECISION)
         grad_weights = dot(v, tl.trans(grad_out), zeros, PRECISION)
         delta = tl.sum(weights * grad_weights, 0)

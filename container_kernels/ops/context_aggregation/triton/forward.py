@@ -2,7 +2,7 @@
 """Forward kernels of the mix: whole softmax rows on chip, or online softmax over key tiles.
 
 Both compute   out_i = alpha Σ_j P_ij v_j + Σ_j affinity_ij v_j + Σ_taps w_tap v_(i+tap) + bias
-               logsumexp_i = log Σ_j exp(scale q_i·k_j),   P_ij = exp(scale q_i·k_j - logsumexp_i)
+               logsumexp_i = log2 Σ_j exp(scale q_i·k_j),   P_ij = 2^(scale/ln(2) q_i·k_j - logsumexp_i)
 for one block of queries of one head. The static terms come after the softmax is normalized and are added
 to what it gave, so neither alpha nor the softmax sum touches them.
 """
@@ -12,7 +12,6 @@ import triton.language as tl
 
 from ...triton_primitives import dot, rounded
 from .primitives import (
-    LN2,
     add_local,
     head_of,
     head_of_contiguous,
@@ -131,10 +130,14 @@ def load_queries(
 
 @triton.jit
 def store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M: tl.constexpr):
-    """Write the natural log of the softmax sums, of weights relative to 2^row_max, to a head's row of (B, M, N)."""
+    """Write the log2 of the softmax sums, of weights relative to 2^row_max, to a head's row of (B, M, N).
+
+    Not the natural log: a sum far below the rounding of row_max then leaves row_max as it is, and recomputed weights
+    are no more than 1.
+    """
     queries = tl.arange(0, BLOCK_M)
     first = logsumexp_ptr + (batch * num_heads + head) * n + first_query
-    tl.store(first + queries, (row_max + tl.log2(row_sum)) * LN2, mask=queries < n - first_query)
+    tl.store(first + queries, row_max + tl.log2(row_sum), mask=queries < n - first_query)
 
 
 @triton.jit
@@ -240,8 +243,10 @@ def attend(
     if not WHOLE:
         scores = tl.where((tl.arange(0, KEYS) < n - start)[None, :], scores, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - new_max[:, None])
-    correction = tl.exp2(row_max - new_max)
+    # With nothing but -inf so far, subtract 0: each weight is then 0 and not NaN.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores * scale_log2 - shift[:, None])
+    correction = tl.exp2(row_max - shift)
     row_sum = row_sum * correction + tl.sum(weights, 1)
     v = load_tokens(v_head, start, n, v_stride, HEAD_DIM, KEYS, BLOCK_D, WHOLE)
     accumulator = dot(rounded(weights, v.dtype), v, accumulator * correction[:, None], PRECISION)

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from ...triton_primitives import rounded
 
-LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -80,6 +79,28 @@ def load_tokens(
 
 
 @triton.jit
+def load_queries_to_weigh(
+    head_ptr,
+    start,
+    n,
+    stride_n,
+    HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """As `load_tokens`, but where a token does not exist, the last one again: zeros times keys of -inf would be NaN.
+
+    An infinite logsumexp takes the weights of such rows away.
+    """
+    tokens = tl.minimum(start + tl.arange(0, TOKENS), n - 1) - start
+    channels = tl.arange(0, BLOCK_D)
+    pointers = head_ptr + tl.cast(start, tl.int64) * stride_n + tokens[:, None] * stride_n + channels[None, :]
+    if HEAD_DIM == BLOCK_D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(channels < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
 def store_tokens(
     head_ptr, tile, start, n, stride_n, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
@@ -100,14 +121,26 @@ def load_affinity(affinity_head, first_query, first_key, n, QUERIES: tl.constexp
 
 
 @triton.jit
-def softmax_weights(products, logsumexp_log2, scale):
-    """P of a tile from products q·k and the logsumexp of its rows, in units of log 2.
+def softmax_weights(products, logsumexp, scale_log2, most):
+    """P of a tile from products q·k and the logsumexp of its rows.
 
     P is at most 1 by definition; rounding of large scores must not make it more, and absent keys, whose products are 0,
-    must stay finite: what meets them are zeros.
+    must stay finite: what meets them are zeros. `most` is 0, or -inf for absent keys: then they have no weight at all.
     """
-    exponents = products * (scale * LOG2E) - logsumexp_log2
-    return tl.exp2(tl.minimum(exponents, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    exponents = products * scale_log2 - logsumexp
+    return tl.exp2(tl.minimum(exponents, most, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def inverse_or_zero(weight_sum):
+    """1 / Σ P; 0 where there is no weight: of tokens that do not exist."""
+    return tl.where(weight_sum == 0.0, 0.0, 1 / weight_sum)
+
+
+@triton.jit
+def no_weight_from(n, first_key, KEYS: tl.constexpr):
+    """`most` of `softmax_weights` for the keys from `first_key` on: -inf for those behind the last token."""
+    return tl.where(first_key + tl.arange(0, KEYS) < n, 0.0, float("-inf"))
 
 
 @triton.jit
