@@ -140,7 +140,7 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
                 for (int column = 0; column < kColumns; ++column) {
                     if (column < columns) pivot = add(pivot, values[column]);
                 }
-                own.statistics.set(kPivot, channel, pivot_of(pivot, columns));
+                own.statistics.set(kPivot, channel, pivot_of<T>(pivot, columns));
             }
             pivot = to_float(load<2>(own.statistics.rows[kPivot] + channel));
         }

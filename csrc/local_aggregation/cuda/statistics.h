@@ -17,11 +17,13 @@ struct WarpStatistics {
     }
 };
 
-// The mean of `columns` pixels with this sum: one pixel alone could be far from the others. One that is not finite
-// would make NaN of sums that are infinite.
+// The mean of `columns` pixels with this sum, rounded as they are, so that differences from it are exact: one pixel
+// alone could be far from the others. One that is not finite would make NaN of sums that are infinite.
+template <class T>
 CK_DEVICE Float2 pivot_of(Float2 sum, int columns) {
-    const auto mean = [&](float value) { return value - value == 0 ? value / static_cast<float>(columns) : 0; };
-    return {mean(sum.x), mean(sum.y)};
+    const float part = 1 / static_cast<float>(columns);
+    const Float2 mean = to_float(from_floats<T>({sum.x * part, sum.y * part}));
+    return {mean.x - mean.x == 0 ? mean.x : 0, mean.y - mean.y == 0 ? mean.y : 0};
 }
 
 // Merges what the warps of a block have, statistics(warp) of pixels(warp), in their order about the pivot of the

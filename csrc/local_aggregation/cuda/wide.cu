@@ -158,7 +158,7 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
             for (int i = 0; i < kColumns; ++i) {
                 if (i < columns) first_sum = add(first_sum, to_float(rounded[i]));
             }
-            pivot = pivot_of(first_sum, columns);
+            pivot = pivot_of<T>(first_sum, columns);
         }
         CK_UNROLL
         for (int i = 0; i < kColumns; ++i) {
