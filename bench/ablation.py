@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each step brings to inference: the network with more and more of it fused, all in one process, taking turns.
+"""Ablation of inference: the network with more and more of it fused, timed alternately in one process.
 
     python -m bench.ablation                        container_light, batch 8, 224×224, float32, one thread
     python -m bench.ablation --model container --batch 2 --threads 2

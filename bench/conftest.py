@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Benchmarks by pytest-benchmark, one group a problem, one row an implementation.
+"""Benchmarks by pytest-benchmark, one group per problem, one row per implementation.
 
     pytest bench --benchmark-only                  measure: small shapes on a CPU, all of them on a GPU
     pytest bench --benchmark-only --all-shapes     all of them anywhere
@@ -48,7 +48,7 @@ def pytest_generate_tests(metafunc):
     options = metafunc.config.option
     everything = DEVICE == "cuda" or options.all_shapes
     problems = (all_problems if everything else small_problems)(DEVICE, marker.args)
-    # Compiling takes longer than everything else, and is somebody else's to check.
+    # Compiling takes longer than everything else, and is not ours to check.
     left_out = () if options.benchmark_only or options.benchmark_enable else (names.COMPILED,)
     pairs = [(p, name) for p in problems for name in contender_names(p) if name not in left_out]
     metafunc.parametrize(("problem", "implementation"), pairs, ids=[_identifier(p.name, name) for p, name in pairs])

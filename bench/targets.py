@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What we want to reach, by kind of problem and what it is compared with."""
+"""Targets of speed and memory, by kind of problem and baseline."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The ops, forward and forward + backward: `context_aggregation` against `scaled_dot_product_attention` + `conv2d`,
-`local_aggregation` against `conv2d` with one group a channel, `fused_mlp` and `projection` against 1×1 convolutions."""
+"""The ops, forward and forward + backward.
+
+`context_aggregation` against `scaled_dot_product_attention` + `conv2d`, `local_aggregation` against `conv2d` with one
+group per channel, `fused_mlp` and `projection` against 1×1 convolutions.
+"""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long things take: contenders measured side by side in one process, medians.
+"""Times contenders side by side in one process; medians.
 
 CPU: the contenders take turns, so that whatever else the machine does meets all of them alike; with one thread
 (`torch.set_num_threads(1)`) the time of that thread, which no other process lengthens.

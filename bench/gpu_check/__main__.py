@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Everything that only a GPU can tell, in two stages that each fit one call on a bare machine.
+"""Checks that need a GPU, in two stages that each fit one call on a bare machine.
 
     bash bench/gpu_check.sh 1 [FOLDER]     build, tests, times of the ops: under nine minutes
     bash bench/gpu_check.sh 2 [FOLDER]     sanitizers, networks, memory, torch.compile: under five minutes

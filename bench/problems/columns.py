@@ -23,7 +23,7 @@ class ColumnProblem(ModelProblem):
     def kernels(self) -> list[roofline.Cost]:
         network, itemsize = timm.create_model(self.model, img_size=self.size, device="meta"), self.dtype.itemsize
         rows, patch, dim = math.prod(network.grid_size), 3 * math.prod(network.patch_size), network.embed_dim
-        # The gradient of the image is nobody's.
+        # The image needs no gradient.
         kernels = [roofline.projection(self.batch * rows, patch, dim, itemsize, self.training, grad_x=False)]
         for block in network.blocks:
             kernels += self._block(block, network.num_prefix_tokens + rows, dim)

@@ -32,7 +32,7 @@ Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class NetworkProblem:
-    """What blocks and models share: evaluation without gradients, or training with batch statistics."""
+    """A block or a model: evaluation without gradients, or training with batch statistics."""
 
     device: str
     training: bool
@@ -174,7 +174,7 @@ class ModelProblem(NetworkProblem):
         itemsize, training = self.dtype.itemsize, self.training
         for i, dim in enumerate(DIMS):
             patch, grid = STRIDES[i] ** 2 * inputs, grid // STRIDES[i]
-            # The gradient of the image is nobody's.
+            # The image needs no gradient.
             kernels.append(roofline.projection(self.batch * grid**2, patch, dim, itemsize, training, grad_x=i > 0))
             dynamic = i + 1 in MIXING_STAGES[self.model]
             block = roofline.block(self.batch, grid**2, dim, RATIOS[i], dynamic, 5, itemsize, training)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Where a step spends its bytes, kernels and time: counted on a simulated GPU, timed on the machine at hand."""
+"""Bytes, kernels and time of a step: counted on a simulated GPU, timed on the machine at hand."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which part of a network an operator belongs to, in the forward pass and in the backward.
+"""Maps an operator to the part of the network that it runs in, in the forward pass and in the backward.
 
 Forward: the modules that are running. Backward: autograd numbers its nodes in the order of the forward calls, so the
 number of the running node says which module made it. What a block does itself, outside of its modules, is told apart by

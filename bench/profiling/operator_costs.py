@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one operator launches, moves and computes, from its arguments and results alone.
+"""Kernels, bytes and FLOPs of one operator, from its arguments and results alone.
 
 Every operator that makes or changes data counts as one kernel that reads its tensors once and writes its results once;
 a convolution's backward as one kernel for each gradient asked for. What an operator of ours keeps on chip, or copies

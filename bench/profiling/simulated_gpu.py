@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A network as an NVIDIA GPU would run it, on a machine without one: operators, shapes and dtypes, no numbers.
+"""Simulates a network on an NVIDIA GPU, on a machine without one: operators, shapes and dtypes, no numbers.
 
 Fake tensors stand for the GPU's. They say that they lie on the CPU, because autograd's engine asks the driver about
 any other device; what depends on the device is made as it is there: autocast, the optimizer's loops, our choice of
@@ -28,7 +28,7 @@ _FLOAT32 = {F.layer_norm, Tensor.softmax, F.cross_entropy}
 
 @dataclass(frozen=True)
 class SimulatedProblem(ModelProblem):
-    """A model in bfloat16 on a GPU, for use inside of `simulated_gpu`; its fake tensors name the device "cpu"."""
+    """A model in bfloat16 on a GPU, for use within `simulated_gpu`; its fake tensors name the device "cpu"."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,7 +44,7 @@ class SimulatedProblem(ModelProblem):
 
 @contextmanager
 def simulated_gpu() -> Iterator[FakeTensorMode]:
-    """Inside of it tensors are fake, and whatever depends on the device does as on a GPU of compute capability 9.0."""
+    """Within it tensors are fake, and what depends on the device is as on a GPU of compute capability 9.0."""
     rows = tuple(row._replace(device_type="cpu") for row in preference.ROWS if row.device_type == "cuda")
     ops = "container_kernels.ops"
     mode = FakeTensorMode()
@@ -63,7 +63,7 @@ def simulated_gpu() -> Iterator[FakeTensorMode]:
 
 
 class _Answers(TorchDispatchMode):
-    """A fake tensor has no values; who asks for one is told no, or 1."""
+    """A fake tensor has no values; a question for one is answered with no, or 1."""
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         if operator_costs.synchronizes(function):

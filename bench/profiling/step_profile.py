@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a step spends its bytes, kernels and time, by stage and part of the network; ours beside plain PyTorch.
+"""Bytes, kernels and time of a step, by stage and part of the network; ours beside plain PyTorch.
 
     python -m bench.profiling.step_profile                            counts, on any machine: nothing is computed
     python -m bench.profiling.step_profile --time                     also times every operator on the machine at hand

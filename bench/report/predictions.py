@@ -86,5 +86,5 @@ PREDICTIONS: dict[str, tuple[float, str]] = {
 
 
 def predicted_us(problem: str) -> float | None:
-    """Microseconds that were predicted; None where nobody did."""
+    """Microseconds that were predicted; None where there is no prediction."""
     return PREDICTIONS[problem][0] if problem in PREDICTIONS else None
