@@ -44,12 +44,12 @@ def main(argv: list[str]) -> Run | None:
         judge_checkpoint(settings_from(explicit))
         return None
 
-    sources = open_training_sources(options.data_path, options.val_path)
+    train, val = open_training_sources(options.data_path, options.val_path)
     folder = choose_folder(options)
     world = join_world(options.device)
     with StopGuard(world) as guard:
-        run = build_run(options, world, guard, sources, folder)
-        remarks = restore(run, saved) if saved else []
+        run = build_run(options, world, guard, (train, val), folder)
+        remarks = [*train.remarks, *val.remarks, *(restore(run, saved) if saved else [])]
         report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
             make_folder(folder)

@@ -62,6 +62,7 @@ class Judgement:
     data: str
     input_size: int
     metrics: Metrics
+    remarks: list[str]  # what of the data was passed over
     is_main: bool
 
     def as_dict(self) -> dict:
@@ -70,16 +71,17 @@ class Judgement:
         return {
             "model": self.model, "checkpoint": self.checkpoint, "data": self.data, "input_size": self.input_size,
             "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss, "images": metrics.images,
-            "images_per_second": metrics.images / metrics.seconds,
+            "images_per_second": metrics.images / metrics.seconds, "remarks": self.remarks,
         }  # fmt: skip
 
     def __str__(self) -> str:
         metrics = self.metrics
-        return (
-            f"{self.model} at {self.input_size}×{self.input_size} on {metrics.images:,} images of {self.data}\n"
-            f"top-1 {metrics.top1:.2f} %   top-5 {metrics.top5:.2f} %   loss {metrics.loss:.4f}   "
-            f"{metrics.images / metrics.seconds:.0f} images/s"
-        )
+        size, rate = self.input_size, metrics.images / metrics.seconds
+        return "\n".join([
+            *self.remarks,
+            f"{self.model} at {size}×{size} on {metrics.images:,} images of {self.data}",
+            f"top-1 {metrics.top1:.2f} %   top-5 {metrics.top5:.2f} %   loss {metrics.loss:.4f}   {rate:.0f} images/s",
+        ])  # fmt: skip
 
 
 def settings_from(explicit: dict) -> ValidationOptions:
@@ -132,7 +134,9 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
         source, image_format, compute, world, options.batch_size, options.num_workers, options.limit_batches
     )
     metrics = evaluate(model, evaluation, progress=Progress(world.is_main and not quiet))
-    judgement = Judgement(saved.name, options.checkpoint, source.name, image_format.size, metrics, world.is_main)
+    judgement = Judgement(
+        saved.name, options.checkpoint, source.name, image_format.size, metrics, source.remarks, world.is_main
+    )
     if world.is_main and not quiet:
         print(judgement)
     return judgement
