@@ -11,6 +11,7 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 from __future__ import annotations
 
 from tasks.classification.build import Run, build_run
+from tasks.classification.class_order import question_order
 from tasks.classification.option_checks import check, require_file, resolve
 from tasks.classification.sources import open_training_sources
 from tasks.classification.validation import judge_checkpoint, settings_from
@@ -44,12 +45,13 @@ def main(argv: list[str]) -> Run | None:
         judge_checkpoint(settings_from(explicit))
         return None
 
-    train, val = open_training_sources(options.data_path, options.val_path)
+    train, val = open_training_sources(options.data_path, options.val_path, options.class_order)
     folder = choose_folder(options)
     world = join_world(options.device)
     with StopGuard(world) as guard:
         run = build_run(options, world, guard, (train, val), folder)
-        remarks = [*train.remarks, *val.remarks, *(restore(run, saved) if saved else [])]
+        remarks = [*train.remarks, *val.remarks, *question_order(options, explicit, train.classes)]
+        remarks += restore(run, saved) if saved else []
         report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
             make_folder(folder)

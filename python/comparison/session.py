@@ -26,7 +26,7 @@ from comparison.contenders import CONTENDERS
 from comparison.cost import count_cost
 from comparison.plan import Trial, plan_trials, share_of_images
 from comparison.record import Record, as_json, describe_conditions
-from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options
+from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options, with_younger
 
 
 class Session:
@@ -52,7 +52,8 @@ class Session:
         train, val = self.sources
         data = dict(classes=train.classes, training_images=digest_images(train), validation_images=digest_images(val))
         data = record.unchanged("--data-path, --val-path", record.data, data)
-        recipe = record.unchanged("the recipe", record.recipe, describe_recipe(settings))
+        before = record.recipe and as_json(with_younger(record.recipe))
+        recipe = record.unchanged("the recipe", before, describe_recipe(settings))
         contenders = {name: self._describe(name, len(train.classes)) for name in settings.models}
         val = take_fraction(val, settings.val_fraction, seed=0)
         images = {f"{part:g}": len(take_fraction(train, part, seed=0).labels) for part in settings.fractions}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from tasks.classification.option_checks import check, check_compute, device_type, resolve
+from tasks.classification.option_checks import DEFAULTS, check, check_compute, device_type, resolve
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError
@@ -163,5 +163,10 @@ def describe_recipe(settings: Settings) -> dict:
 
 def same_run(options: Options, saved: dict) -> bool:
     """Whether a checkpoint with the options `saved` is of the run that `options` describe."""
-    ours = dataclasses.asdict(options)
-    return all(saved.get(name) == value for name, value in ours.items() if name not in OF_THE_MACHINE)
+    ours, saved = dataclasses.asdict(options), with_younger(saved)
+    return all(saved[name] == value for name, value in ours.items() if name not in OF_THE_MACHINE)
+
+
+def with_younger(saved: dict) -> dict:
+    """`saved` options with those that are younger: they had no other effect than their defaults have."""
+    return {**DEFAULTS, **saved}

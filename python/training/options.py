@@ -41,6 +41,10 @@ class Options:
         None, "folder or tar with train and val trees of class folders (default: handwritten digits)", "data"
     )
     val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
+    class_order: str = option(
+        "text", "number class folders as text (1, 10, 2), as torchvision, or in natural order (1, 2, 10), as timm",
+        "data", choices=("text", "natural"),
+    )  # fmt: skip
     input_size: int | None = option(None, "height and width of the images (default: the model's)", "data")
     crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
     mean: tuple[float, ...] | None = option(

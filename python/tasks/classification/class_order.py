@@ -6,6 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from training.checkpoint import peek_checkpoint
+from training.options import Options
+
 CLASS_ORDERS = ("text", "natural")
 
 
@@ -26,6 +29,23 @@ def describe_orders(names: Iterable[str]) -> str | None:
         f"{number}{', '.join(text[shown])}, … as text (torchvision's order) and "
         f"{', '.join(natural[shown])}, … in natural order (timm's)"
     )
+
+
+def question_order(options: Options, explicit: dict, classes: list[str]) -> list[str]:
+    """A line if --initial-checkpoint may number `classes` otherwise, where its classifier would start out wrong."""
+    path, orders = options.initial_checkpoint, describe_orders(classes)
+    if path is None or orders is None:
+        return []
+    saved = peek_checkpoint(path).get("classes")
+    if saved is None and "class_order" not in explicit:
+        return [f"{path} does not name its classes. If its classifier fits, choose --class-order: they are {orders}"]
+    if saved is not None and saved != classes and sorted(saved) == sorted(classes):
+        return [f"{path} has the classes in another order: --class-order {_other(options.class_order)} takes it"]
+    return []
+
+
+def _other(order: str) -> str:
+    return next(other for other in CLASS_ORDERS if other != order)
 
 
 def _natural_key(name: str) -> list[str | int]:

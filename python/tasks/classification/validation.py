@@ -15,6 +15,7 @@ from training.errors import DataError, OptionError
 from training.options import option
 from training.progress import Progress
 
+from tasks.classification.class_order import CLASS_ORDERS, describe_orders
 from tasks.classification.metrics import Metrics, evaluate, make_evaluation
 from tasks.classification.option_checks import check_compute
 from tasks.classification.saved_network import find_network
@@ -37,6 +38,10 @@ class ValidationOptions:
         None, "folder or tar of class folders, or of a val, validation or test tree (default: the checkpoint's)", "data"
     )
     val_path: str | None = option(None, "folder or tar of class folders, in place of --data-path", "data")
+    class_order: str | None = option(
+        None, "number class folders as text (1, 10, 2), as torchvision, or in natural order (1, 2, 10), as timm "
+        "(default: the checkpoint's)", "data", choices=CLASS_ORDERS,
+    )  # fmt: skip
     input_size: int | None = option(None, "height and width of the images (default: as trained)", "data")
     crop_pct: float | None = option(None, "part of the resized image that is evaluated (default: the model's)", "data")
     batch_size: int = option(128, "images per step and process", "data")
@@ -102,7 +107,8 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     """Evaluate a checkpoint, and print the result unless `quiet`.
 
     Raises:
-        OptionError: the model or the data is not known, neither from an option nor from the checkpoint.
+        OptionError: the model, the data or the order of its classes is not known, neither from an option nor from the
+            checkpoint.
         CheckpointError: the weights cannot be read or belong to another model.
         DataError: the images are missing or unreadable, or their classes are not those of the model.
     """
@@ -115,13 +121,19 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     paths = (options.data_path, options.val_path)
     if paths == (None, None):
         paths = (saved.options["data_path"], saved.options["val_path"])
-    source = open_validation_source(*paths)
+    source = open_validation_source(*paths, options.class_order or saved.options.get("class_order", "text"))
+    if saved.classes is None and options.class_order is None and (orders := describe_orders(source.classes)):
+        raise OptionError(
+            f"--class-order is needed: {options.checkpoint} does not name its classes, and those of {source.name} are "
+            f"{orders}; give the order that the weights were trained with"
+        )
 
     world = join_world(options.device)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     model = saved.build(options.num_classes, options.input_size)
     if saved.classes is not None and saved.classes != source.classes:
-        raise DataError(f"{source.name} has other classes than {options.checkpoint} was trained on")
+        what = "the classes in another order" if sorted(saved.classes) == sorted(source.classes) else "other classes"
+        raise DataError(f"{source.name} has {what} than {options.checkpoint} was trained on")
     if model.num_classes != len(source.classes):
         raise DataError(f"{saved.name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
     load_weights(model, options.checkpoint, use_ema=options.use_ema)
