@@ -16,11 +16,12 @@ from timm.data import Mixup, create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 from torchvision import transforms
 from training.compute import ImageFormat
 from training.distributed import World
 from training.errors import DataError
+from training.loading import Loader
 from training.options import Options
 from training.randomness import derive_seed, seed_host
 
@@ -172,11 +173,11 @@ class EvaluationBatches:
         return len(self.batches)
 
 
-def make_loader(source: Source, transform, batches, num_workers: int | None, world: World) -> DataLoader:
+def make_loader(source: Source, transform, batches, num_workers: int | None, world: World) -> Loader:
     """A loader of (uint8 images, labels) or DataError; `num_workers` None takes this rank's share of the cores."""
     if num_workers is None:
         num_workers = min(8, len(os.sched_getaffinity(0)) // world.ranks_here)
-    return DataLoader(
+    return Loader(
         ImageDataset(source, transform),
         batch_sampler=batches,
         collate_fn=collate,
