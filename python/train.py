@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from tasks.classification.build import Run, build_run
 from tasks.classification.class_order import question_order
+from tasks.classification.defaults import give_way
 from tasks.classification.option_checks import check, require_file, resolve
 from tasks.classification.sources import open_training_sources
 from tasks.classification.validation import judge_checkpoint, settings_from
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> Run | None:
     resumes = "resume" in explicit and not explicit.get("eval")
     saved = read_run(explicit["resume"]) if resumes else None
     options = resolve(explicit, saved["options"] if saved else None)
+    options, adjusted = (options, []) if saved else give_way(options, explicit, launched_size())
     check(options, set(explicit), launched_size())
     if options.eval:
         judge_checkpoint(settings_from(explicit))
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> Run | None:
     world = join_world(options.device)
     with StopGuard(world) as guard:
         run = build_run(options, world, guard, (train, val), folder)
-        remarks = [*train.remarks, *val.remarks, *question_order(options, explicit, train.classes)]
+        remarks = [*adjusted, *train.remarks, *val.remarks, *question_order(options, explicit, train.classes)]
         remarks += restore(run, saved) if saved else []
         report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
