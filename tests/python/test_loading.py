@@ -16,7 +16,7 @@ from test_data import FORMAT, world
 from test_training import assert_same_run
 from torch.utils.data import get_worker_info
 from training.errors import DataError, LostWorkerError
-from training.interrupt import Interrupted
+from training.interrupt import Interrupted, StopGuard
 from training.loading import Loader
 from training.options import Options
 from trial_runs import small_run
@@ -66,6 +66,17 @@ def test_a_signal_to_the_whole_process_group_is_an_interrupt(images, tmp_path, k
         train.main(small_run(images, tmp_path / "run", "--epochs", "2", "--num-workers", "2"))
     monkeypatch.undo()
     assert_same_run(train.main(["--resume", str(tmp_path / "run" / "last.pth"), "--num-workers", "0"]), expected)
+
+
+def test_a_worker_that_a_signal_took_along_is_no_error():
+    guard = StopGuard(world())
+    with pytest.raises(LostWorkerError):
+        guard.check(LostWorkerError("killed"))
+    guard.signum = signal.SIGTERM
+    with pytest.raises(Interrupted):
+        guard.check(LostWorkerError("killed"))
+    with pytest.raises(DataError, match="damaged"):
+        guard.check(DataError("damaged"))
 
 
 def test_an_evaluation_that_lost_a_worker_says_so(images, tmp_path, kill_at):
