@@ -21,8 +21,8 @@ from affinity_maps.measure import Measurement, measure
 from affinity_maps.options import AffinityOptions
 from affinity_maps.selection import parse_head, parse_queries, refuse_signs
 from tasks.classification.data import evaluation_transform
+from tasks.classification.image_decoding import decode_image
 from tasks.classification.saved_network import find_network
-from tasks.classification.sources import decode_image
 from training.checkpoint import atomic_write
 from training.compute import make_compute
 from training.distributed import join_world
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> Measurement:
     load_unfused(model, options.checkpoint, options.use_ema)
     model.to(device=compute.device, memory_format=compute.memory_format)
     image_format = saved.image_format(model, options.input_size, options.crop_pct)
-    pixels = evaluation_transform(image_format)(decode_image(options.image, options.image))
+    pixels = evaluation_transform(image_format)(decode_image(options.image, options.image, upright=True))
     queries = parse_queries(options.queries, tuple(pixels.shape[1:]))
     measurement = measure(model, compute.normalize(pixels[None], image_format), options.layers, queries, head)
 

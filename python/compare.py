@@ -43,12 +43,13 @@ def main(argv: list[str]) -> Record:
     record = open_record(explicit.get("output_dir", Settings.output_dir))
     settings = complete(record.complete(explicit))
     make_folder(settings.output_dir)
-    train, val = map(keep_decoded, open_training_sources(settings.data_path, settings.val_path))
+    sources = open_training_sources(settings.data_path, settings.val_path)
     world = join_world(settings.device)
     with StopGuard(world) as guard:
-        session = Session(settings, record, world, guard, (train, val))
+        session = Session(settings, record, world, guard, tuple(map(keep_decoded, sources)))
         session.prepare()
-        print(session.describe_start(), flush=True)
+        remarks = [remark for source in sources for remark in source.remarks]
+        print(session.describe_start(), *remarks, sep="\n", flush=True)
         try:
             session.train_all()
         finally:

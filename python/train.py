@@ -11,6 +11,8 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 from __future__ import annotations
 
 from tasks.classification.build import build_run
+from tasks.classification.class_order import question_order
+from tasks.classification.defaults import give_way
 from tasks.classification.option_checks import check, resolve
 from tasks.classification.options import Options
 from tasks.classification.sources import open_training_sources
@@ -36,16 +38,21 @@ def main(argv: list[str]) -> Run | None:
     resumes = "resume" in explicit and not explicit.get("eval")
     saved = read_run(explicit["resume"], Classification.name) if resumes else None
     options = resolve(explicit, saved["options"] if saved else None)
+    options, adjusted = (options, []) if saved else give_way(options, explicit, launched_size())
     check(options, set(explicit), launched_size())
     if options.eval:
         judge_checkpoint(settings_from(explicit))
         return None
-    sources = open_training_sources(options.data_path, options.val_path)
+    train_source, val_source = open_training_sources(options.data_path, options.val_path, options.class_order)
+    remarks = [*adjusted, *train_source.remarks, *val_source.remarks]
+    remarks += question_order(
+        options.initial_checkpoint, train_source.classes, options.class_order, "class_order" in explicit
+    )
 
     def build(world, guard, folder):
-        return build_run(options, world, guard, sources, folder)
+        return build_run(options, world, guard, (train_source, val_source), folder)
 
-    return train(options, saved, build, "python python/train.py")
+    return train(options, saved, build, "python python/train.py", remarks)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,10 @@ else:
     # Read when a kernel is decorated, so before anything imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Workers of pytest-xdist share the processor: a core each, and not all cores for each.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(workers)))
+
 import pytest  # noqa: E402
 
 import container_kernels  # noqa: E402, F401 - registers the models

@@ -4,10 +4,10 @@
 import re
 from pathlib import Path
 
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from ..modules.deploy import refuse_weights_of_the_other_kind
+from .checkpoint_file import CheckpointFileError, read_checkpoint_file, state_dict_of
 from .names import translated
 from .resizing import resized
 
@@ -66,7 +66,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True,
 
     Args:
         model: the network to fill.
-        path: a `torch.save` file or .safetensors. It is read with `weights_only=True`: no pickled code is executed.
+        path: a file of `torch.save` or safetensors, whatever its suffix. No pickled code is executed.
         use_ema: take the averaged weights when the file has them, as `timm.create_model(checkpoint_path=...)` does.
         strict: names must match exactly.
 
@@ -82,7 +82,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, use_ema: bool = True,
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a checkpoint file, got {path}, which is not a file")
     try:
-        state_dict = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
-    except Exception as error:  # a broken file fails in as many ways as there are formats
-        raise RuntimeError(f"path: expected a checkpoint, but {path} cannot be read as one: {error!r}") from error
+        state_dict = state_dict_of(read_checkpoint_file(path), use_ema=use_ema)
+    except (OSError, CheckpointFileError) as error:
+        raise RuntimeError(f"path: expected a checkpoint, but {path} cannot be read as one: {error}") from error
     return model.load_state_dict(checkpoint_filter_fn(state_dict, model), strict=strict)

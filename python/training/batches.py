@@ -8,10 +8,11 @@ import signal
 from collections.abc import Callable, Iterable
 
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from training.distributed import World
 from training.errors import DataError
+from training.loading import Loader
 from training.randomness import derive_seed
 from training.shared_options import TrainingOptions
 
@@ -82,11 +83,11 @@ class EvaluationBatches:
 
 def make_loader(
     dataset: Dataset, batches: Iterable[list[Key]], collate: Callable, num_workers: int | None, world: World
-) -> DataLoader:
+) -> Loader:
     """A loader of what `collate` makes of samples; `num_workers` None takes this rank's share of the cores."""
     if num_workers is None:
         num_workers = min(8, len(os.sched_getaffinity(0)) // world.ranks_here)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,

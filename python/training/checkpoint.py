@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 from typing import Any
 
-import timm.models
 import torch
 from torch import nn
 
 from container_kernels.models import Network
 from container_kernels.models.checkpoint import checkpoint_filter_fn
+from container_kernels.models.checkpoint_file import CheckpointFileError, read_checkpoint_file, state_dict_of
 from training.errors import CheckpointError
 
 FORMAT = "container_kernels.training/1"
@@ -71,7 +70,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or not ours.
     """
     content = _read(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not _is_ours(content):
         raise CheckpointError(f"{path} is not a checkpoint of this trainer (expected format {FORMAT})")
     return content
 
@@ -97,19 +96,21 @@ def peek_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged, or would execute code when read.
     """
-    if path.endswith(".safetensors"):
-        return {}
     content = _read(path)
-    return content if isinstance(content, dict) and content.get("format") == FORMAT else {}
+    return content if _is_ours(content) else {}
 
 
-def _read(path: str):
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _read(path: str) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_checkpoint_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+    except (OSError, CheckpointFileError) as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
 def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_classes: bool = False) -> None:
@@ -124,20 +125,17 @@ def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_clas
     Raises:
         CheckpointError: the file cannot be read, has no moving average, or belongs to another model.
     """
-    content = peek_checkpoint(path)
-    if content and use_ema and content.get("model_ema") is None:
+    content = _read(path)
+    if _is_ours(content) and use_ema and content.get("model_ema") is None:
         raise CheckpointError(f"{path} keeps no moving average of the weights")
     try:
-        if content:
-            weights = content["model_ema" if use_ema else "model"]
-        else:
-            weights = timm.models.load_state_dict(path, use_ema=use_ema, weights_only=True)
+        weights = state_dict_of(content, use_ema=use_ema)
         if isinstance(model, Network):
             weights = checkpoint_filter_fn(weights, model)
         if new_classes:
             weights = _keep_classifier(model, weights)
         model.load_state_dict(weights)
-    except (RuntimeError, ValueError, TypeError, AttributeError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
 
 
@@ -151,7 +149,3 @@ def _keep_classifier(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict
         if key in weights and key in own and weights[key].shape != own[key].shape
     }
     return {**weights, **replaced}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -16,6 +16,10 @@ class DataError(UserError):
     """Data that cannot be used: a missing path, an empty class, an unreadable image."""
 
 
+class LostWorkerError(DataError):
+    """A process that loads data has ended before its time."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, read or continued."""
 

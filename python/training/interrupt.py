@@ -8,7 +8,7 @@ import signal
 import time
 
 from training.distributed import World
-from training.errors import DataError
+from training.errors import DataError, LostWorkerError
 
 _CONTINUE, _SIGNALLED, _BAD_DATA = range(3)
 
@@ -59,6 +59,8 @@ class StopGuard:
             DataError: `batch` is one, here or on another rank.
         """
         code = _BAD_DATA if isinstance(batch, DataError) else _SIGNALLED if self.signum else _CONTINUE
+        if self.signum and isinstance(batch, LostWorkerError):
+            code = _SIGNALLED  # the signal went to the whole process group, workers too
         agreed = self.world.agree(code)
         if agreed == _BAD_DATA:
             raise batch if isinstance(batch, DataError) else DataError("another rank could not read an image")

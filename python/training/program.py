@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from training.distributed import World, join_world, leave_world
 from training.engine import fit
@@ -36,7 +36,11 @@ def run_program(main: Callable[[list[str]], object]) -> None:
 
 
 def train(
-    options: TrainingOptions, saved: dict | None, build: Callable[[World, StopGuard, str], Run], program: str
+    options: TrainingOptions,
+    saved: dict | None,
+    build: Callable[[World, StopGuard, str], Run],
+    program: str,
+    remarks: Sequence[str] = (),
 ) -> Run:
     """Train what `build(world, guard, output_dir)` assembles, from the checkpoint `saved` on if there is one.
 
@@ -45,6 +49,7 @@ def train(
         saved: the content of a checkpoint, of `read_run`.
         build: makes the run at its beginning.
         program: how the user calls the program, for the command that continues a stopped run.
+        remarks: lines that are printed at the beginning, of the options and the data.
 
     Raises:
         UserError: something the user can put right.
@@ -54,7 +59,7 @@ def train(
     world = join_world(options.device)
     with StopGuard(world) as guard:
         run = build(world, guard, folder)
-        remarks = restore(run, saved) if saved else []
+        remarks = [*remarks, *(restore(run, saved) if saved else [])]
         report, progress = Report(run), Progress(world.is_main, options.log_seconds)
         if world.is_main:
             make_folder(folder)

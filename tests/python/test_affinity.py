@@ -114,6 +114,13 @@ def test_a_head_and_a_file_for_the_numbers(folder, network):
     assert content["head"] == 1
 
 
+def test_photos_are_looked_at_upright(folder):
+    exif, image = Image.Exif(), Image.open(folder / "image.png")
+    exif[274] = 6  # Orientation: a quarter turn clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    assert run(folder, image="turned.png").as_dict() == run(folder).as_dict()
+
+
 def test_a_part_that_is_not_there_is_left_out(folder):
     """A stage with the filter alone and one with attention alone."""
     model = Container(

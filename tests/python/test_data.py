@@ -1,7 +1,9 @@
 """Batches are a function of (seed, epoch, step), whatever the workers; evaluation sees every image once."""
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from tasks.classification.data import (
     Augmenter,
     evaluation_transform,
@@ -105,6 +107,28 @@ def test_small_inputs_are_resized_whole_and_large_ones_cropped(source):
     assert small.shape == (3, 32, 32) and large.shape == (3, 224, 224)
     assert small[0, :, 0].min() > 200 and small[1, :, 0].max() < 100
     assert large[1, :, 0].float().mean() > 50
+
+
+@pytest.mark.parametrize("size", [(1, 400), (401, 1), (2, 64), (300, 7)])
+def test_long_images_are_cropped_before_they_are_resized(monkeypatch, size):
+    pixels = numpy.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=numpy.uint8)
+    large = ImageFormat(**{**vars(FORMAT), "size": 224})
+    cropped = evaluation_transform(large)(Image.fromarray(pixels)).int()
+    monkeypatch.setattr("tasks.classification.data.MAX_PROPORTION", 1000)
+    whole = evaluation_transform(large)(Image.fromarray(pixels)).int()
+    assert cropped.shape == (3, 224, 224)
+    # 300 · 256 / 7 is no whole number: half a pixel then, where the colors of two neighbors are 37 pixels apart
+    assert (cropped - whole).abs().max() <= (8 if size == (300, 7) else 0)
+
+
+def test_an_image_of_extreme_length_needs_no_memory(monkeypatch):
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *more: sizes.append(size) or resize(self, size, *more)
+    )
+    large = evaluation_transform(ImageFormat(**{**vars(FORMAT), "size": 224}))
+    assert large(Image.new("RGB", (1, 12000))).shape == (3, 224, 224)
+    assert sizes == [(256, 4096)]
 
 
 def test_images_get_the_models_mean_and_deviation():

@@ -8,6 +8,7 @@ import torch
 import train
 from affinity_maps.options import AffinityOptions
 from comparison.settings import Settings
+from tasks.classification.defaults import give_way
 from tasks.classification.option_checks import check, resolve
 from tasks.classification.options import Options
 from tasks.classification.validation import ValidationOptions
@@ -22,6 +23,8 @@ from trial_runs import small_run
 def options_of(line: str, saved: dict | None = None) -> Options:
     explicit = parse_explicit(line.split(), "", Options)
     options = resolve(explicit, saved)
+    if saved is None:
+        options, _ = give_way(options, explicit)
     check(options, set(explicit))
     return options
 
@@ -67,13 +70,16 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--lr 0", "--lr must be more than 0, got 0.0"),
         ("--reprob 1.5", "--reprob must be from 0 to 1, got 1.5"),
         ("--smoothing 1", "--smoothing must be 0 or more and less than 1, got 1.0"),
-        ("--epochs 5", "--warmup-epochs 5 must be less than --epochs 5"),
-        ("--batch-size 2", r"--min-lr 1e-05 is above the peak learning rate .* \(--lr 0.0005 × batch 2 / 512\)"),
+        ("--epochs 5 --warmup-epochs 5", "--warmup-epochs 5 must be less than --epochs 5"),
+        (
+            "--batch-size 2 --min-lr 1e-5",
+            r"--min-lr 1e-05 is above the peak learning rate .* \(--lr 0.0005 × batch 2 / 512\)",
+        ),
         ("--cutmix 0.5 --cutmix-minmax 0.2 0.8", "--cutmix has no effect together with --cutmix-minmax"),
         ("--cutmix-minmax 0.8 0.2", "--cutmix-minmax must be two numbers, 0 <= MIN < MAX <= 1, got 0.8 0.2"),
         ("--mixup 0 --cutmix 0 --mixup-prob 0.5", "--mixup-prob has no effect without --mixup or --cutmix"),
         ("--mixup 0 --mixup-switch-prob 0.1", "--mixup-switch-prob has no effect unless both"),
-        ("--batch-size 31", "--batch-size 31 must be even with mixup or cutmix"),
+        ("--batch-size 31 --cutmix 1", "--batch-size 31 must be even with mixup or cutmix"),
         ("--reprob 0 --remode const", "--remode has no effect with --reprob 0"),
         ("--color-jitter 0.2", "--color-jitter has no effect with an --aa policy; add --aa none"),
         ("--aa rnd-m9", "--aa rnd-m9 is not a policy of timm"),
@@ -112,6 +118,75 @@ def test_the_released_name_and_deits_underscores_are_accepted():
 def test_wrong_options_are_named(line, message):
     with pytest.raises(OptionError, match=message):
         options_of("--data-path x " + line)
+
+
+@pytest.mark.parametrize(
+    ("line", "values", "shown"),
+    [
+        (
+            "--epochs 2",
+            {"warmup_epochs": 1},
+            ["--warmup-epochs 1 in place of the default 3, to be less than --epochs 2"],
+        ),
+        (
+            "--epochs 1",
+            {"warmup_epochs": 0},
+            ["--warmup-epochs 0 in place of the default 3, to be less than --epochs 1"],
+        ),
+        (
+            "--warmup-epochs 12",
+            {"epochs": 22},
+            ["--epochs 22 in place of the default 10, to follow --warmup-epochs 12"],
+        ),
+        (
+            "--data-path x --batch-size 4",
+            {"min_lr": 3.90625e-8, "warmup_lr": 1e-6},
+            ["--min-lr 3.90625e-08 in place of the default 1e-05, which is above the peak learning rate 3.90625e-06"],
+        ),
+        (
+            "--data-path x --lr 1e-7 --unscale-lr --warmup-lr 1e-8",
+            {"min_lr": 1e-9, "warmup_lr": 1e-8},
+            ["--min-lr 1e-09 in place of the default 1e-05, which is above the peak learning rate 1e-07"],
+        ),
+        (
+            "--data-path x --lr 1e-7 --unscale-lr --min-lr 1e-8",
+            {"min_lr": 1e-8, "warmup_lr": 1e-9},
+            ["--warmup-lr 1e-09 in place of the default 1e-06, which is above the peak learning rate 1e-07"],
+        ),
+        (
+            "--data-path x --batch-size 31",
+            {"mixup": 0, "cutmix": 0},
+            [
+                "--mixup 0 in place of the default 0.8, which blends pairs of images and --batch-size 31 is odd",
+                "--cutmix 0 in place of the default 1, which blends pairs of images and --batch-size 31 is odd",
+            ],
+        ),
+        (
+            "--data-path x --lr 1e-7 --unscale-lr --warmup-epochs 0 --sched step",
+            {"min_lr": 1e-5, "warmup_lr": 1e-6},
+            [],
+        ),
+        ("--epochs 4 --warmup-epochs 2 --batch-size 31", {"mixup": 0, "warmup_epochs": 2}, []),
+        ("--data-path x", {"warmup_epochs": 5, "min_lr": 1e-5, "mixup": 0.8}, []),
+    ],
+)
+def test_a_default_gives_way_to_a_given_option(line, values, shown):
+    explicit = parse_explicit(line.split(), "", Options)
+    options, lines = give_way(resolve(explicit), explicit)
+    assert {name: getattr(options, name) for name in values} == pytest.approx(values)
+    assert lines == shown
+    check(options, set(explicit))
+
+
+def test_what_gave_way_is_shown_and_kept(images, tmp_path, capsys):
+    command = small_run(images, tmp_path / "run", "--limit-batches", "1")
+    place = command.index("--warmup-epochs")
+    del command[place : place + 2]
+    line = "--warmup-epochs 2 in place of the default 5, to be less than --epochs 3"
+    train.main(command)
+    assert line in capsys.readouterr().out.splitlines()
+    run = train.main(["--resume", str(tmp_path / "run" / "last.pth"), "--epochs", "4"])
+    assert run.options.warmup_epochs == 2 and line not in capsys.readouterr().out
 
 
 def test_devices_are_checked_against_the_machine(monkeypatch):

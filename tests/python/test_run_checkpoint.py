@@ -1,14 +1,17 @@
 """Checkpoints on disk: atomic, safe to read, and told apart from what is none."""
 
+import argparse
 import json
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
-from training.checkpoint import atomic_write, load_weights, read_run, save_checkpoint
+from training.checkpoint import atomic_write, load_weights, peek_checkpoint, read_run, save_checkpoint
 from training.errors import CheckpointError
 
 
@@ -99,3 +102,38 @@ def test_the_release_is_fine_tuned_on_other_classes(tmp_path):
     load_weights(model, str(tmp_path / "released.pth"), new_classes=True)
     assert torch.equal(model.norm.weight, torch.full((512,), 0.5))
     assert not torch.equal(model.get_classifier().weight, torch.full((10, 512), 0.5))
+
+
+READERS = (
+    partial(read_run, task="classification"),
+    peek_checkpoint,
+    lambda path: load_weights(timm.create_model("test_resnet"), path),
+)
+
+
+@pytest.mark.parametrize("read", READERS, ids=["read_run", "peek_checkpoint", "load_weights"])
+def test_every_program_reads_by_the_same_rules(tmp_path, read):
+    weights = timm.create_model("test_resnet").state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:5000])
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save(torch.nn.ReLU(), tmp_path / "module.pth")
+    for name, reason in (
+        ("cut.safetensors", "a safetensors file, cut short or damaged"),
+        ("page.pth", "an HTML page"),
+        ("empty.pth", "the file is empty"),
+        ("module.pth", r"it refers to torch.nn.modules.activation.ReLU"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{name} cannot be read as a checkpoint: {reason}"):
+            read(str(tmp_path / name))
+
+
+def test_options_beside_the_weights_and_safetensors_of_any_name_are_read(tmp_path):
+    weights = timm.create_model("test_resnet").state_dict()
+    torch.save({"model": weights, "args": argparse.Namespace(lr=1)}, tmp_path / "deit.pth")
+    safetensors.torch.save_file(weights, tmp_path / "safe.pth")
+    for name in ("deit.pth", "safe.pth"):
+        assert peek_checkpoint(str(tmp_path / name)) == {}
+        load_weights(target := timm.create_model("test_resnet"), str(tmp_path / name))
+        assert all(torch.equal(tensor, weights[key]) for key, tensor in target.state_dict().items())

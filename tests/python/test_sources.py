@@ -6,17 +6,18 @@ import re
 import tarfile
 
 import pytest
+from PIL import Image
 from tasks.classification.decoded_cache import keep_decoded
 from tasks.classification.sources import (
     DigitsSource,
     FolderSource,
     TarSource,
     digest_images,
-    index_tar,
     open_training_sources,
     open_validation_source,
 )
 from tasks.classification.subset import take_fraction
+from tasks.classification.tar_index import index_tar
 from training.errors import DataError
 from trial_runs import CLASSES
 
@@ -89,11 +90,45 @@ def test_a_digest_belongs_to_the_images_and_not_to_their_place(own_images, tmp_p
 
 def test_hidden_files_and_other_files_are_ignored(own_images):
     train = own_images / "train"
-    for stray in (".DS_Store", "red/._00.png", "red/notes.txt", ".git/x.png"):
+    for stray in (".DS_Store", "red/._00.png", "red/notes.txt", ".git/x.png", "red/.git/x.png"):
         (train / stray).parent.mkdir(exist_ok=True)
         (train / stray).write_bytes(b"")
     assert len(FolderSource(str(train)).labels) == 24
     assert len(TarSource(str(pack(own_images / "t.tar", train))).labels) == 24
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "PPM"])
+def test_every_kind_of_image_counts(own_images, suffix):
+    train = own_images / "train"
+    for file in sorted((train / "red").iterdir()):
+        Image.open(file).save(file.with_suffix(f".{suffix}"))
+        file.unlink()
+    folder, tar = FolderSource(str(train)), TarSource(str(pack(own_images / "t.tar", train)))
+    assert folder.labels == tar.labels == [0] * 8 + [1] * 8 + [2] * 8
+    assert folder.read(20).tobytes() == tar.read(20).tobytes()
+    assert folder.remarks == tar.remarks == []
+
+
+def test_what_is_passed_over_is_counted_by_kind(own_images):
+    train = own_images / "train"
+    for stray in ("red/notes.txt", "blue/a/b/c.TXT", "green/film.mp4", "README", "outside.png"):
+        (train / stray).parent.mkdir(parents=True, exist_ok=True)
+        (train / stray).write_bytes(b"")
+    folder, tar = FolderSource(str(train)), TarSource(str(pack(own_images / "t.tar", train)))
+    for source in (folder, tar):
+        assert len(source.labels) == 24
+        (remark,) = source.remarks
+        head, _, kinds = remark.rpartition(": ")
+        assert head == f"{source.name}: passed over what is no image in a class folder"
+        assert kinds.startswith("2 .txt, ") and set(kinds.split(", ")[1:]) == {"1 .mp4", "1 without suffix", "1 .png"}
+
+
+def test_a_class_of_other_files_names_their_kind(own_images):
+    red = own_images / "train" / "red"
+    for file in list(red.iterdir()):
+        file.rename(file.with_suffix(".raw"))
+    with pytest.raises(DataError, match=r"no images in class red\n.*passed over .*: 8 .raw"):
+        FolderSource(str(own_images / "train"))
 
 
 def test_an_empty_class_is_named(own_images):

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
-from torch.utils.data import DataLoader
 from torchvision import transforms
 from training.batches import Key, TrainingBatches, make_loader
 from training.compute import ImageFormat
 from training.distributed import World
 from training.errors import DataError
+from training.loading import Loader
 from training.randomness import derive_seed, seed_host
 
 from tasks.classification.option_checks import mixes, uses_policy
@@ -27,6 +28,8 @@ from tasks.classification.sources import Source
 
 SMALL_INPUT = 64
 """Up to this size nothing is cut away: images are resized to it, and training shifts them by up to an eighth."""
+MAX_PROPORTION = 16
+"""How much longer than wide an image is resized. What is cut off lies outside the center crop of any longer image."""
 
 
 def evaluation_transform(image_format: ImageFormat):
@@ -35,10 +38,26 @@ def evaluation_transform(image_format: ImageFormat):
     if size <= SMALL_INPUT:
         resize = transforms.Resize((size, size), interpolation=str_to_interp_mode(image_format.interpolation))
         return transforms.Compose([resize, transforms.PILToTensor()])
-    return create_transform(
+    resize_and_crop = create_transform(
         size, is_training=False, normalize=False, crop_pct=image_format.crop_pct,
         interpolation=image_format.interpolation,
     )  # fmt: skip
+    return transforms.Compose([trim_long_side, resize_and_crop])
+
+
+def trim_long_side(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than `MAX_PROPORTION` times as long as wide, others as they are.
+
+    Resizing comes before the center crop, and would make 2 GB of pixels of an image of 1×12000 to keep 224 rows.
+    """
+    short, long = sorted(image.size)
+    # by whole pixels at either end, so that the middle stays where it is
+    cut = (long - MAX_PROPORTION * short) // 2
+    if cut <= 0:
+        return image
+    width, height = image.size
+    box = (cut, 0, width - cut, height) if width > height else (0, cut, width, height - cut)
+    return image.crop(box)
 
 
 def training_transform(options: Options, image_format: ImageFormat):
@@ -105,7 +124,7 @@ def training_batches(source: Source, options: Options, world: World) -> Training
 
 def image_loader(
     source: Source, transform, batches: Iterable[list[Key]], num_workers: int | None, world: World
-) -> DataLoader:
+) -> Loader:
     """A loader of (uint8 images (B, 3, H, W), labels (B,)) or DataError, which follows `batches`."""
     return make_loader(ImageDataset(source, transform), batches, collate, num_workers, world)
 

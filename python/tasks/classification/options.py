@@ -12,6 +12,8 @@ import dataclasses
 from training.options import option
 from training.shared_options import ImageOptions, ModelOptions, TrainingOptions
 
+from tasks.classification.class_order import CLASS_ORDERS
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedNetworkOptions(ModelOptions):
@@ -36,6 +38,10 @@ class DataOptions:
 class Options(TrainingOptions, ImageOptions, DataOptions):
     """Everything a run is told."""
 
+    class_order: str = option(
+        "text", "number class folders as text (1, 10, 2), as torchvision, or in natural order (1, 2, 10), as timm",
+        "data", choices=CLASS_ORDERS,
+    )  # fmt: skip
     mean: tuple[float, ...] | None = option(
         None, "mean of the channels, from 0 to 1 (default: the model's)", "data", nargs=3, metavar=("R", "G", "B")
     )

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Where labelled images come from: a folder of class folders, a tar of one, or scikit-learn's handwritten digits.
 
-The layout is torchvision's ImageFolder: the first folder below the root names the class, classes are numbered in
-sorted order, hidden files and files that are no images are ignored.
+The layout is torchvision's ImageFolder: the first folder below the root names the class, classes are numbered as text
+unless told otherwise, hidden files are ignored and other files that are no images counted (`docs/data.md`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import collections
 import hashlib
 import io
 import os
@@ -18,8 +17,12 @@ from typing import Protocol
 
 import numpy
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
 from training.errors import DataError
+
+from tasks.classification.class_order import sort_classes
+from tasks.classification.folder_walk import FolderWalk, refuse_broken_link
+from tasks.classification.image_decoding import decode_image, is_image_name
+from tasks.classification.tar_index import Member, index_tar, is_hidden
 
 VALIDATION_NAMES = ("val", "validation", "test")
 
@@ -30,6 +33,7 @@ class Source(Protocol):
     name: str
     classes: list[str]
     labels: list[int]
+    remarks: list[str]  # what was passed over
     in_memory: bool  # whether reading decodes nothing
 
     def read(self, index: int) -> Image.Image:
@@ -44,13 +48,22 @@ class FolderSource:
 
     in_memory = False
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, class_order: str = "text"):
         self.name = root
+        walk, passed_over = FolderWalk(root), collections.Counter()
+        folders, stray = walk.top_level()
+        passed_over.update(_kind(entry.name) for entry in stray)
         tree: dict[str, list[str]] = {}
-        for entry in os.scandir(root):
-            if entry.is_dir() and not entry.name.startswith("."):
-                tree[entry.name] = sorted(_walk_images(entry.path))
-        self.classes, self.labels, self.files = _number(tree, root)
+        for folder in folders:
+            files = tree[folder] = []
+            for entry in walk.files(folder):
+                if is_image_name(entry.name) and entry.is_file():
+                    files.append(entry.path)
+                else:
+                    passed_over[_kind(entry.name)] += 1
+            files.sort()
+        self.remarks = describe_passed_over(root, passed_over, walk.repeated)
+        self.classes, self.labels, self.files = _number(tree, root, class_order, self.remarks)
 
     def read(self, index: int) -> Image.Image:
         """See `Source.read`."""
@@ -59,7 +72,11 @@ class FolderSource:
     def identify(self, index: int) -> tuple[str, int]:
         """See `Source.identify`."""
         file = self.files[index]
-        return os.path.relpath(file, self.name).replace(os.sep, "/"), os.path.getsize(file)
+        try:
+            size = os.path.getsize(file)
+        except OSError as error:
+            raise DataError(f"cannot read the image {file}: {error.strerror}") from error
+        return os.path.relpath(file, self.name).replace(os.sep, "/"), size
 
 
 class TarSource:
@@ -67,20 +84,27 @@ class TarSource:
 
     in_memory = False
 
-    def __init__(self, path: str, prefix: str = ""):
+    def __init__(self, path: str, prefix: str = "", class_order: str = "text"):
         self.path, self.prefix, self.name = path, prefix, posixpath.join(path, prefix) if prefix else path
-        tree: dict[str, list[_Member]] = {}
+        tree: dict[str, list[Member]] = {}
+        passed_over = collections.Counter()
         for member in index_tar(path):
-            top, slash, rest = _below(member.name, prefix).partition("/")
-            if not top or top.startswith("."):
+            name = _below(member.name, prefix)
+            if not name or is_hidden(name):
                 continue
+            top, slash, _ = name.partition("/")
             if member.is_folder or slash:
                 images = tree.setdefault(top, [])
-                if not member.is_folder and _is_image(posixpath.basename(rest)):
-                    images.append(member)
+            if member.is_folder:
+                continue
+            if slash and is_image_name(name):
+                images.append(member)
+            else:
+                passed_over[_kind(name)] += 1
         for images in tree.values():
             images.sort()
-        self.classes, self.labels, self.members = _number(tree, self.name)
+        self.remarks = describe_passed_over(self.name, passed_over)
+        self.classes, self.labels, self.members = _number(tree, self.name, class_order, self.remarks)
         self._descriptor = None
 
     def read(self, index: int) -> Image.Image:
@@ -116,6 +140,7 @@ class DigitsSource:
         self.name = f"scikit-learn's handwritten digits ({'training' if train else 'held-out'} part)"
         self.classes = [str(digit) for digit in range(10)]
         self.labels = labels.tolist()
+        self.remarks = []
         self._pixels = numpy.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(numpy.uint8)
 
     def read(self, index: int) -> Image.Image:
@@ -135,7 +160,9 @@ def digest_images(source: Source) -> str:
     return digest.hexdigest()
 
 
-def open_training_sources(data_path: str | None, val_path: str | None) -> tuple[Source, Source]:
+def open_training_sources(
+    data_path: str | None, val_path: str | None, class_order: str = "text"
+) -> tuple[Source, Source]:
     """The training and the validation images of --data-path and --val-path (digits without a path).
 
     A folder holds `train` and one of `val`, `validation`, `test` (in this order), each a folder or, with `.tar`, a tar
@@ -146,12 +173,12 @@ def open_training_sources(data_path: str | None, val_path: str | None) -> tuple[
     """
     if data_path is None:
         return DigitsSource(train=True), DigitsSource(train=False)
-    train = _find_split("--data-path", data_path, ("train",))
+    train = _find_split("--data-path", data_path, ("train",), class_order)
     if val_path is not None:
-        val = _find_split("--val-path", val_path, VALIDATION_NAMES) or _open_tree("--val-path", val_path)
-        train = train or _open_tree("--data-path", data_path)
+        val = open_validation_source(None, val_path, class_order)
+        train = train or _open_tree(data_path, class_order)
     else:
-        val = _find_split("--data-path", data_path, VALIDATION_NAMES)
+        val = _find_split("--data-path", data_path, VALIDATION_NAMES, class_order)
         if train is None or val is None:
             missing = "train" if train is None else " or ".join(VALIDATION_NAMES)
             raise DataError(
@@ -167,7 +194,7 @@ def open_training_sources(data_path: str | None, val_path: str | None) -> tuple[
     return train, val
 
 
-def open_validation_source(data_path: str | None, val_path: str | None = None) -> Source:
+def open_validation_source(data_path: str | None, val_path: str | None = None, class_order: str = "text") -> Source:
     """The images to evaluate on: --val-path, or the validation split of --data-path, or --data-path itself.
 
     Raises:
@@ -176,26 +203,24 @@ def open_validation_source(data_path: str | None, val_path: str | None = None) -
     if data_path is None and val_path is None:
         return DigitsSource(train=False)
     name, path = ("--data-path", data_path) if val_path is None else ("--val-path", val_path)
-    return _find_split(name, path, VALIDATION_NAMES) or _open_tree(name, path)
+    return _find_split(name, path, VALIDATION_NAMES, class_order) or _open_tree(path, class_order)
 
 
-def _find_split(option: str, path: str, names: tuple[str, ...]) -> Source | None:
+def _find_split(option: str, path: str, names: tuple[str, ...], class_order: str) -> Source | None:
     _require_readable(option, path)
-    if os.path.isdir(path):
-        for name in names:
-            candidate = os.path.join(path, name)
-            if os.path.isdir(candidate):
-                return FolderSource(candidate)
-            if os.path.isfile(candidate + ".tar"):
-                return TarSource(candidate + ".tar")
-        return None
-    folders = {member.name.partition("/")[0] for member in index_tar(path)}
-    return next((TarSource(path, name) for name in names if name in folders), None)
+    if os.path.isfile(path):
+        folders = {member.name.partition("/")[0] for member in index_tar(path)}
+        return next((TarSource(path, name, class_order) for name in names if name in folders), None)
+    for name in names:
+        for candidate in (os.path.join(path, name), os.path.join(path, name + ".tar")):
+            refuse_broken_link(candidate)
+            if os.path.isdir(candidate) or (os.path.isfile(candidate) and candidate.endswith(".tar")):
+                return _open_tree(candidate, class_order)
+    return None
 
 
-def _open_tree(option: str, path: str) -> Source:
-    _require_readable(option, path)
-    return FolderSource(path) if os.path.isdir(path) else TarSource(path)
+def _open_tree(path: str, class_order: str) -> Source:
+    return FolderSource(path, class_order) if os.path.isdir(path) else TarSource(path, class_order=class_order)
 
 
 def _require_readable(option: str, path: str) -> None:
@@ -205,65 +230,39 @@ def _require_readable(option: str, path: str) -> None:
         raise DataError(f"{option} {path} is neither a folder nor a tar")
 
 
-@dataclasses.dataclass(frozen=True, order=True, slots=True)
-class _Member:
-    name: str
-    offset: int
-    size: int
-    is_folder: bool
-
-
-@functools.lru_cache(maxsize=4)
-def index_tar(path: str) -> list[_Member]:
-    """Name, offset and size of everything in an uncompressed tar, names without a leading `./`.
-
-    Raises:
-        DataError: the tar is compressed, cut short, or holds an image as a link.
-    """
-    members = []
-    length = os.path.getsize(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile keeps every header; ImageNet's would need gigabytes
-                name = posixpath.normpath(info.name).lstrip("/")
-                if (info.issym() or info.islnk()) and _is_image(posixpath.basename(name)):
-                    raise DataError(f"{path}: {name} is a link; make the tar with --dereference --hard-dereference")
-                if info.offset_data + info.size > length:
-                    raise DataError(f"{path} is cut short: {name} reaches beyond its end")
-                if info.isreg() or info.isdir():
-                    members.append(_Member(name, info.offset_data, info.size, info.isdir()))
-    except tarfile.ReadError as error:
-        raise DataError(f"{path} cannot be read as an uncompressed tar: {error}") from error
-    return members
-
-
 def _below(name: str, prefix: str) -> str:
     if not prefix:
         return name if name != "." else ""
     return name[len(prefix) + 1 :] if name.startswith(prefix + "/") else ""
 
 
-def _walk_images(folder: str):
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in files if _is_image(name))
+def _kind(name: str) -> str:
+    return posixpath.splitext(name)[1].lower() or "without suffix"
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in get_img_extensions(as_set=True)
+def describe_passed_over(name: str, passed_over: collections.Counter[str], repeated: list[str] = ()) -> list[str]:
+    """Lines about what lies below `name` and does not count as an image there."""
+    remarks = []
+    if passed_over:
+        kinds = [f"{count} {kind}" for kind, count in passed_over.most_common()]
+        remarks.append(f"{name}: passed over what is no image in a class folder: {enumerate_names(kinds)}")
+    if repeated:
+        remarks.append(f"{name}: links to folders that are read already were not followed: {enumerate_names(repeated)}")
+    return remarks
 
 
-def _number(tree: dict[str, list], root: str) -> tuple[list[str], list[int], list]:
+def _number(
+    tree: dict[str, list], root: str, class_order: str, remarks: list[str]
+) -> tuple[list[str], list[int], list]:
     """Class names, and for all images their class numbers and items."""
-    classes = sorted(tree)
+    classes = sort_classes(tree, class_order)
     if len(classes) < 2:
         raise DataError(
             f"{root}: expected one folder per class and two classes or more, found {enumerate_names(classes)}"
         )
     empty = [name for name in classes if not tree[name]]
     if empty:
-        raise DataError(f"{root}: no images in class {enumerate_names(empty)}")
+        raise DataError("\n".join([f"{root}: no images in class {enumerate_names(empty)}", *remarks]))
     labels = [number for number, name in enumerate(classes) for _ in tree[name]]
     return classes, labels, [item for name in classes for item in tree[name]]
 
@@ -272,12 +271,3 @@ def enumerate_names(names: list[str], at_most: int = 10) -> str:
     """The names in a message, shortened if there are many."""
     shown = ", ".join(names[:at_most]) or "none"
     return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
-
-
-def decode_image(file, name: str) -> Image.Image:
-    """The image in `file`, a path or an open file, as RGB. Raises DataError, with `name`, if that is not possible."""
-    try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {name}: {error}") from error

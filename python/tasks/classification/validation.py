@@ -16,6 +16,7 @@ from training.options import option
 from training.progress import Progress
 from training.shared_options import ComputeOptions, ImageOptions, LoaderOptions
 
+from tasks.classification.class_order import CLASS_ORDERS, describe_orders
 from tasks.classification.metrics import Metrics, evaluate, make_evaluation
 from tasks.classification.options import DataOptions, SavedNetworkOptions
 from tasks.classification.saved_network import find_network
@@ -27,6 +28,10 @@ class ValidationOptions(ComputeOptions, LoaderOptions, ImageOptions, DataOptions
     """What is evaluated and how. What is left out comes from the checkpoint, if it is one of `train.py`."""
 
     checkpoint: str | None = option(None, "the weights", "model")
+    class_order: str | None = option(
+        None, "number class folders as text (1, 10, 2), as torchvision, or in natural order (1, 2, 10), as timm "
+        "(default: the checkpoint's)", "data", choices=CLASS_ORDERS,
+    )  # fmt: skip
     fuse: bool = option(False, "fold norms and parallel branches into other layers beforehand", "compute")
 
 
@@ -39,6 +44,7 @@ class Judgement:
     data: str
     input_size: int
     metrics: Metrics
+    remarks: list[str]  # what of the data was passed over
     is_main: bool
 
     def as_dict(self) -> dict:
@@ -47,16 +53,17 @@ class Judgement:
         return {
             "model": self.model, "checkpoint": self.checkpoint, "data": self.data, "input_size": self.input_size,
             "top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss, "images": metrics.images,
-            "images_per_second": metrics.images / metrics.seconds,
+            "images_per_second": metrics.images / metrics.seconds, "remarks": self.remarks,
         }  # fmt: skip
 
     def __str__(self) -> str:
         metrics = self.metrics
-        return (
-            f"{self.model} at {self.input_size}×{self.input_size} on {metrics.images:,} images of {self.data}\n"
-            f"top-1 {metrics.top1:.2f} %   top-5 {metrics.top5:.2f} %   loss {metrics.loss:.4f}   "
-            f"{metrics.images / metrics.seconds:.0f} images/s"
-        )
+        size, rate = self.input_size, metrics.images / metrics.seconds
+        return "\n".join([
+            *self.remarks,
+            f"{self.model} at {size}×{size} on {metrics.images:,} images of {self.data}",
+            f"top-1 {metrics.top1:.2f} %   top-5 {metrics.top5:.2f} %   loss {metrics.loss:.4f}   {rate:.0f} images/s",
+        ])  # fmt: skip
 
 
 def settings_from(explicit: dict) -> ValidationOptions:
@@ -77,7 +84,8 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     """Evaluate a checkpoint, and print the result unless `quiet`.
 
     Raises:
-        OptionError: the model or the data is not known, neither from an option nor from the checkpoint.
+        OptionError: the model, the data or the order of its classes is not known, neither from an option nor from the
+            checkpoint.
         CheckpointError: the weights cannot be read or belong to another model.
         DataError: the images are missing or unreadable, or their classes are not those of the model.
     """
@@ -90,13 +98,19 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
     paths = (options.data_path, options.val_path)
     if paths == (None, None):
         paths = (saved.options["data_path"], saved.options["val_path"])
-    source = open_validation_source(*paths)
+    source = open_validation_source(*paths, options.class_order or saved.options.get("class_order", "text"))
+    if saved.classes is None and options.class_order is None and (orders := describe_orders(source.classes)):
+        raise OptionError(
+            f"--class-order is needed: {options.checkpoint} does not name its classes, and those of {source.name} are "
+            f"{orders}; give the order that the weights were trained with"
+        )
 
     world = join_world(options.device)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     model = saved.build(options.num_classes, options.input_size)
     if saved.classes is not None and saved.classes != source.classes:
-        raise DataError(f"{source.name} has other classes than {options.checkpoint} was trained on")
+        what = "the classes in another order" if sorted(saved.classes) == sorted(source.classes) else "other classes"
+        raise DataError(f"{source.name} has {what} than {options.checkpoint} was trained on")
     if model.num_classes != len(source.classes):
         raise DataError(f"{saved.name} has {model.num_classes} classes, {source.name} has {len(source.classes)}")
     load_weights(model, options.checkpoint, use_ema=options.use_ema)
@@ -109,7 +123,9 @@ def judge_checkpoint(options: ValidationOptions, quiet: bool = False) -> Judgeme
         source, image_format, compute, world, options.batch_size, options.num_workers, options.limit_batches
     )
     metrics = evaluate(model, evaluation, progress=Progress(world.is_main and not quiet))
-    judgement = Judgement(saved.name, options.checkpoint, source.name, image_format.size, metrics, world.is_main)
+    judgement = Judgement(
+        saved.name, options.checkpoint, source.name, image_format.size, metrics, source.remarks, world.is_main
+    )
     if world.is_main and not quiet:
         print(judgement)
     return judgement
