@@ -12,7 +12,7 @@ from container_kernels import (
     local_aggregation_with_statistics,
     use_backend,
 )
-from container_kernels.ops.context_aggregation.inputs import MixInputs
+from container_kernels.ops.context_aggregation.inputs import MixArguments
 from container_kernels.testing import MixCase
 
 CASES = [MixCase(), MixCase(kernel=None), MixCase(dense=True, kernel=(3, 3), heads=1), MixCase(batch=0, packed=False)]
@@ -30,7 +30,7 @@ def mix_arguments(case, backend, grad):
 def test_opcheck_mix(backend, case, grad):
     arguments = mix_arguments(case, backend, grad)
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_fwd_{backend}"), arguments)
-    inputs = MixInputs(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
+    inputs = MixArguments(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
     batch, tokens, heads, _ = inputs.v.shape
     given = (torch.randn_like(inputs.v), torch.randn(batch, heads, tokens, device=inputs.v.device), *inputs)
     torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_bwd_{backend}"), given)

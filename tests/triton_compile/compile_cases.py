@@ -44,7 +44,7 @@ class MixCase(Case):
 
     def launch(self) -> None:
         from container_kernels.ops.context_aggregation import triton as backend
-        from container_kernels.ops.context_aggregation.inputs import MixGradients, MixInputs
+        from container_kernels.ops.context_aggregation.inputs import MixArguments, MixGradients
 
         n, heads, dim = self.height * self.width, self.heads, self.head_dim
         dtype = torch_dtype(self.dtype)
@@ -58,7 +58,7 @@ class MixCase(Case):
             weight, bias = torch.empty(heads * dim, *self.window), torch.empty(heads * dim)
             grid = (self.height, self.width)
         affinity = torch.empty(heads, n, n) if self.dense else None
-        inputs = MixInputs(q, k, v, alpha, weight, bias, affinity, *grid, 0.2)
+        inputs = MixArguments(q, k, v, alpha, weight, bias, affinity, *grid, 0.2)
         backend.forward(inputs, out, logsumexp)
         backend.backward(inputs, grad_out, logsumexp, MixGradients(grad_q, grad_k, grad_v, grad_alpha))
 

@@ -13,7 +13,7 @@ from ..local_aggregation.autograd import local_forward
 from ..validation import check_tensor
 from .autograd import as_image, mix_forward
 from .backends import why_not
-from .inputs import MixInputs
+from .inputs import MixArguments
 from .reference import context_aggregation_reference
 from .validation import validate
 
@@ -127,7 +127,7 @@ def _context_aggregation(
         return _static(chosen, v, local_weight, local_bias, affinity, grid_size)
     height, width = (0, 0) if local_weight is None else grid_size
     alpha = _per_head(alpha, v, dtype)
-    inputs = MixInputs(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)
+    inputs = MixArguments(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)
     return mix_forward(chosen, inputs, packed)
 
 

@@ -9,14 +9,14 @@ from torch import Tensor
 from ..backend import DEVICE_TYPES
 from ..library import LIBRARY, NAMESPACE, refuse_double_backward
 from ..local_aggregation.autograd import local_weight_gradient
-from .inputs import MixInputs
+from .inputs import MixArguments
 from .schema import WITH_LOCAL_GRADIENT
 
 # At the end of the operators' arguments; tensors come before.
-NUMBERS = sum(kind in (int, float) for kind in get_type_hints(MixInputs).values())
+NUMBERS = sum(kind in (int, float) for kind in get_type_hints(MixArguments).values())
 
 
-def mix_forward(backend: str, inputs: MixInputs, packed: Tensor | None) -> Tensor:
+def mix_forward(backend: str, inputs: MixArguments, packed: Tensor | None) -> Tensor:
     """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`.
 
     `packed`: the projection (B, N, 3, M, D) whose slices q, k and v are, if they are.
@@ -46,9 +46,9 @@ def _register(backend: str, packed: bool) -> None:
     def backward(ctx, grad_out, _):
         logsumexp, *tensors = ctx.saved_tensors
         arguments = (*tensors, *ctx.numbers)
-        inputs = MixInputs.of(arguments, packed)
+        inputs = MixArguments.of(arguments, packed)
         # Of the parameters' gradients, by name.
-        needed = dict(zip(MixInputs._fields[3:], ctx.needs_input_grad[count:], strict=True))
+        needed = dict(zip(MixArguments._fields[3:], ctx.needs_input_grad[count:], strict=True))
         grads = dict.fromkeys(needed)
         need_local = needed["local_weight"] or needed["local_bias"]
         if need_local and backend in WITH_LOCAL_GRADIENT:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ... import _extension
 from ..library import pointer
-from .inputs import MixGradients, MixInputs
+from .inputs import MixArguments, MixGradients
 
 
-def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
+def forward(inputs: MixArguments, out: Tensor, logsumexp: Tensor) -> None:
     """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log-sum-exp to `logsumexp` (B, M, N)."""
     q, k, v = inputs[:3]
     _extension.cpu.mix_forward(
@@ -20,7 +20,7 @@ def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
     )  # fmt: skip
 
 
-def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
+def backward(inputs: MixArguments, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
     """Write the gradients of q, k, v and alpha.
 
     Args:

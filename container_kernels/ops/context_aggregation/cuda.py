@@ -6,10 +6,10 @@ from torch import Tensor
 from ..._extension import DTYPE_CODES
 from ..cuda_launch import cut_window, pad_window, place, workspace
 from ..library import pointer
-from .inputs import MixGradients, MixInputs
+from .inputs import MixArguments, MixGradients
 
 
-def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
+def forward(inputs: MixArguments, out: Tensor, logsumexp: Tensor) -> None:
     """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log2-sum-exp to `logsumexp` (B, M, N)."""
     inputs = _compiled(inputs)
     q, k, v = inputs[:3]
@@ -22,7 +22,7 @@ def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
     )  # fmt: skip
 
 
-def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
+def backward(inputs: MixArguments, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
     """Write the gradients of q, k, v and alpha, and from the same reading those of the local term, where asked for.
 
     Args:
@@ -50,7 +50,7 @@ def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixG
         grads.local_weight.copy_(cut_window(grad_weight, *given.local_weight.shape[1:]))
 
 
-def _compiled(inputs: MixInputs) -> MixInputs:
+def _compiled(inputs: MixArguments) -> MixArguments:
     """The same call with a window that the kernels are compiled for."""
     # The choice never gets here with a dense affinity; a direct call of the operator can.
     if inputs.affinity is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..library import contiguous, rows_contiguous
 
 
-class MixInputs(NamedTuple):
+class MixArguments(NamedTuple):
     """alpha · softmax(scale q kᵀ) v + static(v), with beta folded into the static parameters.
 
     The fields, in this order, are the parameters of the operators (`schema`): tensors, then numbers.
@@ -31,15 +31,15 @@ class MixInputs(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, arguments: tuple, packed: bool) -> "MixInputs":
+    def of(cls, arguments: tuple, packed: bool) -> "MixArguments":
         """From an operator's arguments; `packed`: the first is a projection (B, N, 3, M, D) for q, k and v."""
         return cls(*arguments[0].unbind(2), *arguments[1:]) if packed else cls(*arguments)
 
-    def readable(self) -> "MixInputs":
+    def readable(self) -> "MixArguments":
         """With the strides that kernels require."""
         q, k, v = map(rows_contiguous, self[:3])
         parameters = (contiguous(t) if isinstance(t, Tensor) else t for t in self[3:])
-        return MixInputs(q, k, v, *parameters)
+        return MixArguments(q, k, v, *parameters)
 
     @property
     def window(self) -> tuple[int, int, int, int]:

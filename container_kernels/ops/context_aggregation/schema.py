@@ -6,9 +6,9 @@
     mix_bwd_local_<backend>(grad_out, logsumexp, inputs)
         -> grad_q, grad_k, grad_v, grad_alpha, grad_local_weight, grad_local_bias
 
-`inputs` are the fields of `MixInputs`. out and grad_out are (B, N, M, D); logsumexp (B, M, N), grad_alpha (M,) and the
-gradients of the local term are in the accumulation dtype. logsumexp has the base in which the backend's exponentials
-are: a log of the sum below the rounding of the largest score then leaves that score as it is.
+`inputs` are the fields of `MixArguments`. out and grad_out are (B, N, M, D); logsumexp (B, M, N), grad_alpha (M,) and
+the gradients of the local term are in the accumulation dtype. logsumexp has the base in which the backend's
+exponentials are: a log of the sum below the rounding of the largest score then leaves that score as it is.
 
 The last operator exists only where a kernel does it all in one pass (`WITH_LOCAL_GRADIENT`); otherwise the local term's
 gradients are left to the operators of local aggregation.
@@ -26,18 +26,18 @@ from torch import Tensor
 
 from ..backend import DEVICE_TYPES
 from ..library import accumulation_dtype, define, new_empty, parameters_of, rows_contiguous
-from .inputs import MixGradients, MixInputs
+from .inputs import MixArguments, MixGradients
 
 WITH_LOCAL_GRADIENT = ("cuda",)
 
 
-def _forward_outputs(inputs: MixInputs) -> tuple[Tensor, Tensor]:
+def _forward_outputs(inputs: MixArguments) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, _ = inputs.v.shape
     logsumexp = new_empty(inputs.v, (batch, heads, tokens), accumulation_dtype(inputs.v.dtype))
     return new_empty(inputs.v, tuple(inputs.v.shape)), logsumexp
 
 
-def _gradients(inputs: MixInputs, packed: bool, local: bool) -> tuple[tuple[Tensor, ...], MixGradients]:
+def _gradients(inputs: MixArguments, packed: bool, local: bool) -> tuple[tuple[Tensor, ...], MixGradients]:
     """A backward operator's results, and the same as backends write them; `local`: with those of the local term."""
     v, dtype = inputs.v, accumulation_dtype(inputs.v.dtype)
     if packed:
@@ -59,7 +59,7 @@ def _flops(products: int, first: int, packed: bool) -> Callable[..., int]:
     def count(*arguments, **_) -> int:
         qkv, parameters = arguments[first], arguments[first + (1 if packed else 3) :]
         batch, tokens, *_, heads, head_dim = qkv
-        inputs = MixInputs(None, None, None, *parameters)
+        inputs = MixArguments(None, None, None, *parameters)
         weight, is_dense = inputs.local_weight, inputs.affinity is not None
         filters = 0 if weight is None else 2 * batch * tokens * heads * head_dim * prod(weight[1:])
         return 2 * (products + is_dense) * batch * heads * tokens**2 * head_dim + filters
@@ -70,21 +70,21 @@ def _flops(products: int, first: int, packed: bool) -> Callable[..., int]:
 def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None:
     name = f"packed_{backend}" if packed else backend
     qkv = "Tensor qkv" if packed else "Tensor q, Tensor k, Tensor v"
-    inputs = f"{qkv}, {parameters_of(MixInputs, skip=('q', 'k', 'v'))}"
+    inputs = f"{qkv}, {parameters_of(MixArguments, skip=('q', 'k', 'v'))}"
     grads = ", ".join(["Tensor"] * (2 if packed else 4))
 
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
     def forward(*arguments):
-        inputs = MixInputs.of(arguments, packed)
+        inputs = MixArguments.of(arguments, packed)
         out, logsumexp = _forward_outputs(inputs)
         if out.numel():
             kernels().forward(inputs.readable(), out, logsumexp)
         return out, logsumexp
 
     def backward(grad_out, logsumexp, *arguments, local=False):
-        inputs = MixInputs.of(arguments, packed)
+        inputs = MixArguments.of(arguments, packed)
         results, grads = _gradients(inputs, packed, local)
         if grad_out.numel():
             kernels().backward(inputs.readable(), rows_contiguous(grad_out), logsumexp.contiguous(), grads)
@@ -95,12 +95,12 @@ def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None
         return results
 
     def fake_backward(grad_out, logsumexp, *arguments, local=False):
-        return _gradients(MixInputs.of(arguments, packed), packed, local)[0]
+        return _gradients(MixArguments.of(arguments, packed), packed, local)[0]
 
     define(
         f"mix_fwd_{name}({inputs}) -> (Tensor, Tensor)",
         forward,
-        lambda *arguments: _forward_outputs(MixInputs.of(arguments, packed)),
+        lambda *arguments: _forward_outputs(MixArguments.of(arguments, packed)),
         device_types,
         _flops(2, 0, packed),
     )

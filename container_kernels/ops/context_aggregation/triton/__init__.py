@@ -11,7 +11,7 @@ from triton import JITFunction
 
 from ...triton_fitting import fitting
 from ...triton_primitives import device_of, precision, tap_major
-from ..inputs import MixGradients, MixInputs
+from ..inputs import MixArguments, MixGradients
 from . import config as configs
 from .alignment import readable, spare_channels, widen, with_spare_channels
 from .backward_key import backward_key_kernel
@@ -80,7 +80,7 @@ def launch(
     kernel_of(config)[(programs(config),)](*arguments, **options(config))
 
 
-def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
+def forward(inputs: MixArguments, out: Tensor, logsumexp: Tensor) -> None:
     """Write the mix to `out` (B, N, M, D), dtype of v, the log2 of the softmax sums to `logsumexp` (B, M, N)."""
     batch, n, num_heads, head_dim = inputs.v.shape
     if spare := spare_channels(inputs.v):
@@ -109,7 +109,7 @@ def forward(inputs: MixInputs, out: Tensor, logsumexp: Tensor) -> None:
         )
 
 
-def backward(inputs: MixInputs, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
+def backward(inputs: MixArguments, grad_out: Tensor, logsumexp: Tensor, grads: MixGradients) -> None:
     """Write the gradients of q, k, v and alpha. Sums are taken in a fixed order, never by atomics.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..inputs import MixInputs
+from ..inputs import MixArguments
 from .config import MAX_TOKENS_PER_TILE
 
 
@@ -39,7 +39,7 @@ def widen(tensor: Tensor | None, num_heads: int, spare: int) -> Tensor | None:
     return F.pad(by_head, (0, 0) * (by_head.dim() - 2) + (0, spare)).flatten(0, 1)
 
 
-def with_spare_channels(inputs: MixInputs, spare: int) -> MixInputs:
+def with_spare_channels(inputs: MixArguments, spare: int) -> MixArguments:
     """The same call with heads of `spare` more channels, of zeros."""
     heads = inputs.v.shape[2]
     names = ("q", "k", "v", "local_weight", "local_bias")
