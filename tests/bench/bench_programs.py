@@ -1,5 +1,6 @@
 """The programs in bench/ as people start them, and the commands that their docstrings tell them to type."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,9 +10,12 @@ from bench import ROOT
 
 
 def run(*command, **options):
+    # As from a shell: pytest would take itself for a worker of pytest-xdist, which measures nothing.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300, **options,
+        **{"env": environment, "cwd": ROOT, "timeout": 300} | options,
+        capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from container_kernels import ContainerBlock, usable_backends, use_backend
 
-BACKWARD_OF_A_NORM = ["aten.addcmul", "aten.add_"]
+BACKWARD_OF_A_NORM = ["aten.sub", "aten.addcmul", "aten.add_"]
 
 
 class Passes(TorchDispatchMode):

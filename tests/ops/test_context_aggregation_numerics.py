@@ -45,14 +45,16 @@ def run(function, inputs, **options):
 
 
 def summed_by_mixing_weights(inputs, exact):
-    """The terms of the two gradients that are sums over everything, with what each term is rounded by.
+    """The terms of gradients that are one or a few sums, with what each term is rounded by.
 
-    beta's are grad_out ∘ out. alpha's are P ∘ dP with P = exp(S − logsumexp): a score rounded by eps·|S| and a row's
-    logsumexp rounded by eps·|logsumexp| shift the exponent, so they change P by as much, relatively.
+    local_bias is a sum over all tokens for each channel, of which the one with the largest terms counts. beta's are
+    grad_out ∘ out. alpha's are P ∘ dP with P = exp(S − logsumexp): a score rounded by eps·|S| and a row's logsumexp
+    rounded by eps·|logsumexp| shift the exponent, so they change P by as much, relatively.
     """
     grad_out = gradient_of(exact).double()
     (q, k, v), arguments = inputs.arguments()
-    terms = {"beta": grad_out * exact}
+    rows = (grad_out * torch.as_tensor(arguments["beta"]).reshape(-1, 1)).flatten(2).flatten(0, 1)
+    terms = {"beta": grad_out * exact, "local_bias": rows[:, rows.norm(dim=0).argmax()] if rows.numel() else rows}
     if q is not None:
         scores = torch.einsum("bimd,bjmd->bmij", q, k) * arguments["scale"]
         logsumexp = scores.logsumexp(-1)
@@ -167,7 +169,7 @@ def test_packed_projection_is_read_in_place(backend, monkeypatch):
     seen = {}
     forward = kernels.forward
     monkeypatch.setattr(
-        kernels, "forward", lambda *args, **kwargs: (seen.update(qkv=args[:3]), forward(*args, **kwargs))
+        kernels, "forward", lambda *args, **kwargs: (seen.update(qkv=args[0][:3]), forward(*args, **kwargs))
     )
     inputs = MixCase().make(torch.float32, DEVICES[backend])
     qkv, arguments = inputs.arguments()

@@ -87,7 +87,7 @@ def any_mean():
                 yield from ((op, backend, dtype, LARGE, ratio) for ratio in RATIOS if ratio < highest)
 
 
-@pytest.mark.parametrize(("op", "backend", "dtype", "shape", "ratio"), any_mean(), ids=dtype_name)
+@pytest.mark.parametrize(("op", "backend", "dtype", "shape", "ratio"), list(any_mean()), ids=dtype_name)
 @torch.no_grad()
 def test_any_mean(op, backend, dtype, shape, ratio):
     x, function = make(op, shape, ratio, dtype, DEVICES[backend])

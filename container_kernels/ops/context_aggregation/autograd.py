@@ -28,9 +28,9 @@ def mix_forward(backend: str, inputs: MixArguments, packed: Tensor | None) -> Te
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
     """grad_affinity[m,i,j] = Σ_{b,d} grad_out[b,i,m,d] v[b,j,m,d]: a matrix product, which a library does best."""
-    heads, tokens = v.shape[2], v.shape[1]
-    rows = grad_out.permute(2, 1, 0, 3).reshape(heads, tokens, -1)
-    return rows @ v.permute(2, 0, 3, 1).reshape(heads, -1, tokens)
+    batch, tokens, heads, head_dim = v.shape
+    rows = grad_out.permute(2, 1, 0, 3).reshape(heads, tokens, batch * head_dim)
+    return rows @ v.permute(2, 0, 3, 1).reshape(heads, batch * head_dim, tokens)
 
 
 def _register(backend: str, packed: bool) -> None:
