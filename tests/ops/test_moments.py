@@ -70,13 +70,11 @@ def assert_as_exact_as_torch(out, mean, variance):
 
     # Beside twice PyTorch's own, which may be 0 by luck, what a chain of TILE additions rounds: each by eps/2 of the
     # sum so far at most. Sums of squares grow evenly: in random directions their errors have a standard deviation of
-    # TILE^½ eps/6 (1/√3 for the even growth, 1/√3 for the even spread of roundings), and six of these are allowed. But
-    # 16 bits hold few numbers and equal ones are rounded alike: all errors in one direction are TILE eps/4. Sums of
-    # deviations grow as √k, so that in one direction they make an error of TILE^½ eps/3 in the mean. Its sum and
-    # quotient are rounded, too.
-    of_mean = TILE**0.5 * eps + eps * ((base + distance)[varies].abs() / deviation).max()
-    of_variance = (TILE / 4 if out.dtype.itemsize == 2 else TILE**0.5) * eps
-    rounding = of_mean, of_variance
+    # TILE^½ eps/6 (1/√3 for the even growth, 1/√3 for the even spread of roundings), and six of these are allowed. Sums
+    # of deviations grow as √k, so that even in one direction they make an error of TILE^½ eps/3 in the mean. Its sum
+    # and quotient are rounded, too.
+    chain = TILE**0.5 * eps
+    rounding = chain + eps * ((base + distance)[varies].abs() / deviation).max(), chain
     ours, torchs = errors(mean, variance), errors(torch_mean, torch_variance)
     for name, error, allowed, extra in zip(("mean", "variance"), ours, torchs, rounding, strict=True):
         assert error <= 2 * allowed + extra, f"{name}: error {error:.2e}, PyTorch's {allowed:.2e} + {extra:.2e}"
