@@ -114,6 +114,17 @@ def test_every_instruction_set(op, dtype, level):
     assert_as_exact_as_torch(results[0], *mean_and_variance(*results))
 
 
+@pytest.mark.parametrize(("op", "backend"), [pair for pair in OPS_AND_BACKENDS if pair[1] in FUSED])
+@torch.no_grad()
+def test_differences_in_16_bits_are_exact(op, backend):
+    """About a pivot of 16 bits they are multiples of 1/16 here, and so few that float32 holds their sums, too."""
+    x, function = make(op, LARGE, 100, torch.float16, DEVICES[backend])
+    out, _, m2 = function(x, backend=backend)
+    rows = out.flatten(0, 2).double()
+    exact = (rows - rows.mean(0)).square().sum(0)
+    torch.testing.assert_close(m2.double(), exact, rtol=torch.finfo(torch.float32).eps / 2, atol=0)
+
+
 @pytest.mark.parametrize(("op", "backend"), OPS_AND_BACKENDS)
 @torch.no_grad()
 def test_one_pixel_far_from_the_others(op, backend):
