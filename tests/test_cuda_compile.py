@@ -34,6 +34,7 @@ BUDGET = {
     r"(forward|backward_weight)_kernel<.*>": 255,  # 7×7, and what is not aligned: 2 blocks
     r"wide_(forward|backward_weight)_kernel<.*>": 96,  # windows up to 11×11: 5 blocks of 128 threads
     r"sum_partials_kernel": 64,  # 4 blocks of 256 threads
+    r"merge_statistics_kernel": 64,  # 4 blocks of 256 threads
     r"mix_forward_kernel<(BFloat16|Half), (32|64)>": 128,  # 2 blocks of 256 threads, 8 of 64
     r"mix_forward_kernel<32>": 128,  # float32
     r"mix_forward_kernel<.*>": 255,

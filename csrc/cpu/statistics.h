@@ -94,16 +94,18 @@ void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channe
 }
 
 // Starts a task's sums about the mean of a few of these pixels, of which none is added yet: one pixel alone could
-// be far from the others, as those at the border of an image are.
+// be far from the others, as those at the border of an image are. It is rounded as they are: differences of 16-bit
+// numbers are then exact.
 template <class T>
 void begin_statistics(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums,
                       int64_t stride) {
+    using A = Accumulator<T>;
     double *const pivot = sums, *const sum = sums + stride, *const square_sum = sums + 2 * stride;
     for (int channel = 0; channel < channels; ++channel) pivot[channel] = sum[channel] = 0;
     const int64_t step = ceil_div(count, kShortSum), taken = ceil_div(count, step);
     add_pixels(pixels, step * pixel_stride, taken, channels, sums, stride);
     for (int channel = 0; channel < channels; ++channel) {
-        const auto mean = static_cast<Accumulator<T>>(sum[channel] / taken);
+        const A mean = rounded<T>(Vec<A, 1>{static_cast<A>(sum[channel] / taken)})[0];
         pivot[channel] = mean - mean == 0 ? mean : 0;  // infinite sums are not to become NaN
         sum[channel] = square_sum[channel] = 0;
     }

@@ -21,7 +21,7 @@ OPS_AND_BACKENDS = [(op, backend) for op, backends in OPS.items() for backend in
 # |mean| / deviation; 16 bits hold no deviation beside a larger one.
 RATIOS = [1, 100, 1e3, 1e4]
 HIGHEST_RATIO = {torch.bfloat16: 1, torch.float16: 100, torch.float32: 1e4, torch.float64: 1e4}
-# Squares that a kernel adds one after the other in the accumulation dtype, at most.
+# Numbers that a kernel adds one after the other in the accumulation dtype, at most: rows of a projection's tile.
 TILE = 128
 # Several tasks, strips and tiles, the last ones not full; one pixel each; one channel.
 LARGE, *_ = SHAPES = [(2, 19, 9, 40), (2, 1, 1, 70), (1, 2, 40, 1)]
@@ -68,10 +68,13 @@ def assert_as_exact_as_torch(out, mean, variance):
         of_mean = ((mean - base) - distance)[varies] / deviation
         return of_mean.abs().max(), (variance[varies] / deviation.square() - 1).abs().max()
 
-    # Beside twice PyTorch's own, which may be 0 by luck: the sum and its quotient are rounded; so are a tile's sums
-    # about its pivot, of numbers of the deviation's size, in random directions.
-    tile = TILE**0.5 * eps
-    rounding = tile + eps * ((base + distance)[varies].abs() / deviation).max(), tile
+    # Beside twice PyTorch's own, which may be 0 by luck, what a chain of TILE additions rounds: each by eps/2 of the
+    # sum so far at most. Sums of squares grow evenly: in random directions their errors have a standard deviation of
+    # TILE^½ eps/6 (1/√3 for the even growth, 1/√3 for the even spread of roundings), and six of these are allowed. Sums
+    # of deviations grow as √k, so that even in one direction they make an error of TILE^½ eps/3 in the mean. Its sum
+    # and quotient are rounded, too.
+    chain = TILE**0.5 * eps
+    rounding = chain + eps * ((base + distance)[varies].abs() / deviation).max(), chain
     ours, torchs = errors(mean, variance), errors(torch_mean, torch_variance)
     for name, error, allowed, extra in zip(("mean", "variance"), ours, torchs, rounding, strict=True):
         assert error <= 2 * allowed + extra, f"{name}: error {error:.2e}, PyTorch's {allowed:.2e} + {extra:.2e}"
@@ -109,6 +112,17 @@ def test_every_instruction_set(op, dtype, level):
     finally:
         _extension.cpu.set_isa(before)
     assert_as_exact_as_torch(results[0], *mean_and_variance(*results))
+
+
+@pytest.mark.parametrize(("op", "backend"), [pair for pair in OPS_AND_BACKENDS if pair[1] in FUSED])
+@torch.no_grad()
+def test_differences_in_16_bits_are_exact(op, backend):
+    """About a pivot of 16 bits they are multiples of 1/16 here, and so few that float32 holds their sums, too."""
+    x, function = make(op, LARGE, 100, torch.float16, DEVICES[backend])
+    out, _, m2 = function(x, backend=backend)
+    rows = out.flatten(0, 2).double()
+    exact = (rows - rows.mean(0)).square().sum(0)
+    torch.testing.assert_close(m2.double(), exact, rtol=torch.finfo(torch.float32).eps / 2, atol=0)
 
 
 @pytest.mark.parametrize(("op", "backend"), OPS_AND_BACKENDS)

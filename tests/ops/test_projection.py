@@ -313,7 +313,7 @@ def test_repeats_are_bit_identical(backend, dtype):
         ({"x": torch.ones(4)}, ValueError, r"x: expected \(B, …, C\) with C ≥ 1, got \(4,\)"),
         ({"x": torch.ones(2, 3, 0)}, ValueError, r"x: expected \(B, …, C\) with C ≥ 1, got \(2, 3, 0\)"),
         ({"x": torch.ones(2, 3, 4).int()}, TypeError, "x: expected dtype float32.* got torch.int32"),
-        ({"weight": torch.ones(5, 3)}, ValueError, r"weight: expected \(C_out, C\) = \(≥ 1, 4\), got \(5, 3\)"),
+        ({"weight": torch.ones(5, 2)}, ValueError, r"weight: expected \(C_out, C\) = \(≥ 1, 4\), got \(5, 2\)"),
         ({"weight": torch.ones(0, 4)}, ValueError, r"weight: expected \(C_out, C\) = \(≥ 1, 4\), got \(0, 4\)"),
         ({"weight": torch.ones(5, 4, 1, 1)}, ValueError, r"weight: expected 2 dimensions \(C_out, C\), got shape"),
         ({"weight": torch.ones(5, 4, device="meta")}, ValueError, "weight: expected device cpu as x, got meta"),

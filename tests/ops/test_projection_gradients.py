@@ -7,7 +7,7 @@ import torch
 from backends import DEVICES, DTYPES, FUSED_PROJECTION, PROJECTION, dtype_name
 from test_projection import Case, make, run
 
-from container_kernels import projection, projection_with_statistics
+from container_kernels import projection, projection_with_moments, projection_with_statistics
 from container_kernels.ops.tokens import scaled_samples
 from container_kernels.testing import assert_within_budget, eager_projection
 
@@ -45,7 +45,12 @@ def test_one_gradient_at_a_time(backend, function, wanted):
 def test_what_is_kept_for_backward(backend):
     leaves, mask = make(Case((2, 50), 8, 64, residual=True, scaled=True), torch.float32, DEVICES[backend])
     inputs = leaves["x"].numel() + leaves["weight"].numel() + mask.numel()
-    for function, expected in ((projection, inputs), (projection_with_statistics, inputs + 2 * 50 * 64)):
+    with_moments = inputs + 2 * 50 * 64 + 64  # the output and its sum, of which the mean is made
+    for function, expected in (
+        (projection, inputs),
+        (projection_with_moments, with_moments),
+        (projection_with_statistics, with_moments + 3 * 64),  # what Σy² is made of
+    ):
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             function(**leaves, sample_scale=mask, backend=backend)

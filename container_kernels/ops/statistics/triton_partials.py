@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_primitives import device_of
+from ..triton_primitives import device_of, rounded
 
 # Rows of a tile's part of `partial`.
 ROWS = 4
@@ -26,12 +26,13 @@ def finite(pivot):
 
 
 @triton.jit
-def tile_pivot(row, count):
+def tile_pivot(row, count, dtype: tl.constexpr):
     """The mean (CHANNELS,) of `count` values, those of a tile's row (LANES, CHANNELS) that exist; the others are 0.
 
-    One value alone could be far from the others, as those at the border of an image are.
+    One value alone could be far from the others, as those at the border of an image are. It is rounded to `dtype`, as
+    the values are: differences of 16-bit numbers are then exact.
     """
-    return finite(tl.sum(row, 0) / count)
+    return finite(rounded(tl.sum(row, 0) / count, dtype).to(tl.float32))
 
 
 @triton.jit

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int K = kWideWindow;
 constexpr int kWarps = 4;
+constexpr int kWideBlocks = 5;  // that the registers of a processor are to be enough for
 constexpr int kSums = K * K + 1;  // of the weight gradient: every tap, and the bias
 // Runs of a warp that make the filters it loads, or the sums it leaves, a small part of its work.
 constexpr int kLeastRuns = 16;
@@ -114,7 +115,7 @@ CK_DEVICE void leave_sums(float* room, const WideWarp& place, const WideTiling& 
 
 // `partials` null: no statistics.
 template <class T>
-CK_KERNEL(kWarps * kWarpSize)
+CK_KERNEL(kWarps * kWarpSize, kWideBlocks)
 wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials) {
     const DepthwiseShape& shape = params.shape;
     const WideWarp place(tiling, shape, static_cast<int>(block_index().x));

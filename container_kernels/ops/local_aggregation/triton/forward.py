@@ -86,7 +86,7 @@ def forward_kernel(
             written = store_row(out_ptr, row - PAD, next_sums[0], out_columns, mask, width, num_channels)
             if partial_ptr is not None:
                 if row - PAD == first:
-                    pivot = tile_pivot(written, num_columns)
+                    pivot = tile_pivot(written, num_columns, out_ptr.dtype.element_ty)
                 deviation = tl.where(exists[:, None], written - pivot[None, :], 0.0)
                 out_sum += deviation
                 square_sum += deviation * deviation
@@ -99,7 +99,7 @@ def forward_kernel(
             written = store_row(out_ptr, row, sums[late], out_columns, mask, width, num_channels)
             if partial_ptr is not None:
                 if row == first:
-                    pivot = tile_pivot(written, num_columns)
+                    pivot = tile_pivot(written, num_columns, out_ptr.dtype.element_ty)
                 deviation = tl.where(exists[:, None], written - pivot[None, :], 0.0)
                 out_sum += deviation
                 square_sum += deviation * deviation

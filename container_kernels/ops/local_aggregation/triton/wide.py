@@ -64,7 +64,7 @@ def wide_forward_kernel(
         if partial_ptr is not None:
             value = written.to(tl.float32)
             if row == first:
-                pivot = tile_pivot(value, num_columns)
+                pivot = tile_pivot(value, num_columns, out_ptr.dtype.element_ty)
             deviation = tl.where(exists[:, None], value - pivot[None, :], 0.0)
             out_sum += deviation
             square_sum += deviation * deviation

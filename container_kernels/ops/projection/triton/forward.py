@@ -65,7 +65,7 @@ def forward_kernel(
     )
     if partial_ptr is not None:
         count = remaining(row, num_rows, BLOCK_M)
-        pivot = tile_pivot(written, count)
+        pivot = tile_pivot(written, count, out_ptr.dtype.element_ty)
         deviation = tl.where((tl.arange(0, BLOCK_M) < count)[:, None], written - pivot[None, :], 0.0)
         total, square_total = tl.sum(deviation, 0), tl.sum(deviation * deviation, 0)
         columns = column + tl.arange(0, BLOCK_N)
