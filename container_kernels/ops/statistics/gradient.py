@@ -37,7 +37,7 @@ def gradient_through_statistics(
     name = None if torch.is_grad_enabled() else _serving(backend, out)
     if name is None:
         mean = channel_sum / max(1, out[..., 0].numel())
-        total = (out - mean).mul_(2 * grad_m2).add_(grad_sum)
+        total = torch.addcmul(grad_sum, out - mean, grad_m2, value=2)
         # In place: pages of one more temporary, fresh from the system, would cost more than a pass. But gradients of
         # many outputs at once (is_grads_batched) may have a dimension that those of the sums lack.
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)
