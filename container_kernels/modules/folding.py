@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ops.fold_norm import Moments, fold_norm, track_moments
 from ..ops.library import accumulation_dtype
-from .plain import why_hooked
+from .plain import why_altered
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 _FROZEN_BUFFERS = {"weight", "bias", "running_mean", "running_var"}
@@ -49,7 +49,7 @@ def why_unknown(norm: nn.Module) -> str | None:
             return "has an activation"
     elif not (type(norm) in _BATCH_NORMS or _is_frozen(norm)):
         return f"is of class {type(norm).__name__}, no batch norm"
-    return why_hooked(norm)
+    return why_altered(norm)
 
 
 def needs_statistics(norm: nn.Module) -> bool:

@@ -2,14 +2,16 @@
 """When a block may compute what its layers do without calling them: each question has None for an answer, or a reason.
 
 Only where the difference cannot be seen: a layer that was replaced or parametrized is of another class, one that is
-listened to or sharded has hooks, one that was wrapped in place has a `forward` of its own. Such layers are called, and
-the rest of the block is fused around them. Hooks of all modules (`register_module_forward_hook`) do not count: programs
-that measure use them, and would measure something else. They see the block as one.
+listened to or sharded has hooks, one that was wrapped in place has a `forward` of its own, one that was quantized has
+tensors of another class. Such layers are called, and the rest of the block is fused around them. Hooks of all modules
+(`register_module_forward_hook`) do not count: programs that measure use them, and would measure something else. They
+see the block as one.
 """
 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..ops.backend import why_class_matters
 from ..ops.library import accumulation_dtype
 
 
@@ -29,17 +31,21 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def why_hooked(module: nn.Module) -> str | None:
-    if not has_hooks(module):
-        return None
-    return "has a forward of its own" if "forward" in vars(module) else "has hooks"
+def why_altered(module: nn.Module) -> str | None:
+    """Why `module`, of a known class, may do something else than its class does, or be seen doing it."""
+    if has_hooks(module):
+        return "has a forward of its own" if "forward" in vars(module) else "has hooks"
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if why_class_matters(tensor):
+            return f"has a {name} of class {type(tensor).__name__}"
+    return None
 
 
 def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str | None:
-    """Why `module` is not exactly one of `kinds` without anything hooked to it."""
+    """Why `module` is not exactly one of `kinds` as they are made, nothing hooked to it."""
     if type(module) not in kinds:
         return f"is of class {type(module).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}"
-    return why_hooked(module)
+    return why_altered(module)
 
 
 def why_active(dropout: nn.Module) -> str | None:

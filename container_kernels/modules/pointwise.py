@@ -5,6 +5,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from ..ops.autocast import activation_dtype
+from ..ops.backend import why_class_matters
 from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
 from .folding import Affine
@@ -21,7 +22,10 @@ class Pointwise(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        y = projection(x.permute(0, 2, 3, 1), self.weight, self.bias)
+        x = x.permute(0, 2, 3, 1)
+        # A weight that was quantized, say, knows what to do in `F.linear`.
+        other_class = why_class_matters(self.weight, self.bias) is not None
+        y = super().forward(x) if other_class else projection(x, self.weight, self.bias)
         return own_output(self, y.permute(0, 3, 1, 2))
 
 

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .. import _env, _extension
 from . import preference
@@ -34,10 +36,8 @@ _TRITON_INTERPRETED = _env.flag("TRITON_INTERPRET")
 _GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_CAPABILITY = (8, 0)
 
-if torch.distributed.is_available():
-    from torch.distributed.tensor import DTensor as _Sharded
-else:
-    _Sharded = ()
+# Besides ordinary tensors those that stand for them while torch traces a program.
+_PLAIN_CLASSES = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 _requested: str | None = None
 _cuda_on_host = False
@@ -103,7 +103,7 @@ def choose(
     op: str,
     requested: str | None,
     why_not: Callable[..., str | None],
-    tensor: Tensor,
+    tensors: tuple[Tensor | float | None, ...],
     *facts,
     compiled: tuple[str, ...] = tuple(DEVICE_TYPES),
 ) -> str:
@@ -114,13 +114,20 @@ def choose(
     Args:
         op: the name of the op's folder, for the table in `preference`.
         requested: the op's `backend=` argument.
-        why_not: `why_not(name, tensor, *facts)` is None when backend `name` can serve, else the reason.
+        why_not: `why_not(name, tensor, *facts)` is None when backend `name` can serve plain tensors, else the reason.
+        tensors: all arguments of the call that can be tensors; the first, `tensor`, is the one the op computes with.
         compiled: the op's backends beside "reference".
 
     Raises:
         ValueError: the requested name is not a backend.
         RuntimeError: the requested backend cannot serve this call.
     """
+    tensor = tensors[0]
+    other_class = why_class_matters(*tensors)
+
+    def reason_against(name: str) -> str | None:
+        return (name != "reference" and other_class) or why_not(name, tensor, *facts)
+
     name = _known(requested, "backend")
     if name is None:
         name = _requested or _known(_env.value(_VARIABLE), _VARIABLE)
@@ -128,17 +135,26 @@ def choose(
     if is_recorded():
         return "reference"
     if name is not None:
-        reason = why_not(name, tensor, *facts)
+        reason = reason_against(name)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
         return _recorded(op, name, {})
     passed_over = {}
     for name in (*preference.order(op, tensor), "reference"):
-        reason = why_not(name, tensor, *facts)
+        reason = reason_against(name)
         if reason is None:
             return _recorded(op, name, passed_over)
         passed_over[name] = reason
     raise RuntimeError(f"no backend can serve this call of {op}: {passed_over}")
+
+
+def why_class_matters(*tensors: Tensor | float | None) -> str | None:
+    """Why only PyTorch's operators can take these: a class of tensors, such as those of quantized or distributed ones,
+    says itself what operators do to them, and knows those of PyTorch alone. None where all tensors are plain."""
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and type(tensor) not in _PLAIN_CLASSES:
+            return f"tensors of class {type(tensor).__name__} need plain PyTorch operators"
+    return None
 
 
 def why_not_here(name: str, tensor: Tensor) -> str | None:
@@ -146,8 +162,6 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
     device_type = tensor.device.type
     if name == "reference":
         return None
-    if isinstance(tensor, _Sharded):
-        return "distributed tensors need plain PyTorch operators"
     if _under_transform():
         return "torch.func transforms and forward-mode derivatives need plain PyTorch operators"
     if name == "cpu":

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from container_kernels import ContainerBlock, usable_backends, use_backend
 
+# Less the mean first: in one product with it, a mean far larger than the deviation would cost the digits.
 BACKWARD_OF_A_NORM = ["aten.sub", "aten.addcmul", "aten.add_"]
 
 

@@ -23,7 +23,7 @@ V = torch.randn(1, 4, 2, 8)
 
 
 def ran(tensor=V, backend=None):
-    return choose("context_aggregation", backend, why_not, tensor, True, False)
+    return choose("context_aggregation", backend, why_not, (tensor,), True, False)
 
 
 def test_automatic_choice():
@@ -32,7 +32,9 @@ def test_automatic_choice():
     assert ran(V.to("meta")) == "reference"
     wide = torch.randn(1, 4, 1, 300)
     assert ran(wide) == "reference"  # head_dim over the attention kernels' limit
-    assert choose("context_aggregation", None, why_not, wide, False, False) == "cpu"  # which static terms do not have
+    assert (
+        choose("context_aggregation", None, why_not, (wide,), False, False) == "cpu"
+    )  # which static terms do not have
 
 
 def test_automatic_choice_serves_transforms():
@@ -90,7 +92,7 @@ def test_automatic_choice_takes_the_first_that_serves(unusable, expected):
     def why_not(name, tensor):
         return "no" if name in unusable else None
 
-    assert choose("local_aggregation", None, why_not, described((8, 56, 56, 64))) == expected
+    assert choose("local_aggregation", None, why_not, (described((8, 56, 56, 64)),)) == expected
 
 
 @pytest.fixture

@@ -112,7 +112,8 @@ def _context_aggregation(
     head_dim = v.shape[-1]
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     op = "local_aggregation" if q is None else "context_aggregation"
-    chosen = choose(op, backend, why_not, v, q is not None, affinity is not None)
+    tensors = (v, q, k, alpha, beta, local_weight, local_bias, affinity)
+    chosen = choose(op, backend, why_not, tensors, q is not None, affinity is not None)
     if chosen == "reference":
         return context_aggregation_reference(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale)
 

@@ -47,7 +47,7 @@ def fold_norm(
     bias = zeros_for_bias(bias, first, weight.shape[0])
     gamma = torch.ones_like(first) if gamma is None else gamma.to(wide)
     beta = torch.zeros_like(first) if beta is None else beta.to(wide)
-    name = "reference" if isinstance(count, Tensor) else _choose(weight, backend)
+    name = "reference" if isinstance(count, Tensor) else _choose(backend, weight, bias, first, second, gamma, beta)
     if name == "reference":
         return fold_norm_reference(weight, bias, moments, gamma, beta, eps, dtype)
     operator = getattr(torch.ops.container_kernels, f"fold_fwd_{name}")
@@ -77,7 +77,8 @@ def track_moments(
         if num_batches is not None:
             num_batches.add_(1)
         return
-    name = "reference" if isinstance(count, Tensor) else _choose(running_mean, backend)
+    tensors = (running_mean, running_var, num_batches, first, second)
+    name = "reference" if isinstance(count, Tensor) else _choose(backend, *tensors)
     if name == "reference":
         track_moments_reference(running_mean, running_var, num_batches, moments, momentum)
     else:
@@ -85,5 +86,5 @@ def track_moments(
         operator(running_mean, running_var, num_batches, first, second, count, momentum)
 
 
-def _choose(tensor: Tensor, backend: str | None) -> str:
-    return choose("fold_norm", backend, why_not, tensor, compiled=COMPILED)
+def _choose(backend: str | None, *tensors: Tensor | None) -> str:
+    return choose("fold_norm", backend, why_not, tensors, compiled=COMPILED)

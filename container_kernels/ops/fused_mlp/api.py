@@ -63,7 +63,7 @@ def fused_mlp(
         with torch.autocast(device_type, enabled=False):
             x = autocast.cast(x, device_type)
             return fused_mlp(x, w1, b1, w2, b2, residual=residual, sample_scale=sample_scale, backend=backend)
-    chosen = choose("fused_mlp", backend, why_not, x, compiled=COMPILED)
+    chosen = choose("fused_mlp", backend, why_not, (x, w1, b1, w2, b2, sample_scale), compiled=COMPILED)
     w1, w2 = converted(w1, x.dtype), converted(w2, x.dtype)
     if chosen == "reference":
         return fused_mlp_reference(x, w1, b1, w2, b2, residual, sample_scale)

@@ -134,7 +134,7 @@ def _aggregate(
         with torch.autocast(device_type, enabled=False):
             x = autocast.cast(x, device_type)
             return _aggregate(x, weight, bias, residual, backend, operator, reference)
-    chosen = choose("local_aggregation", backend, why_not, x)
+    chosen = choose("local_aggregation", backend, why_not, (x, weight, bias))
     if chosen == "reference":
         return reference(x, weight, bias, residual)
     dtype = accumulation_dtype(x.dtype)

@@ -140,7 +140,7 @@ def _project(
         with torch.autocast(device_type, enabled=False):
             x = autocast.cast(x, device_type)
             return _project(x, weight, bias, residual, sample_scale, backend, operator, reference)
-    chosen = choose("projection", backend, why_not, x, compiled=COMPILED)
+    chosen = choose("projection", backend, why_not, (x, weight, bias, residual, sample_scale), compiled=COMPILED)
     weight, residual = converted(weight, x.dtype), converted(residual, x.dtype)
     if chosen == "reference":
         results = reference(x, weight, bias, residual, sample_scale)
