@@ -90,6 +90,6 @@ def test_parameters_in_tables(name, millions):
 
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
-    for command in ('pip install -e ".[test]"', "pytest", "python python/train.py"):
+    for command in ('pip install -e ".[test]"', "pytest -n auto", "python python/train.py"):
         assert command in SHELL_LINES
         assert re.search(rf"^{re.escape(command)}", script.replace("install --quiet", "install"), re.MULTILINE), command
