@@ -26,7 +26,7 @@ def default_device() -> str:
 
 
 def bench_dtype(device: str) -> torch.dtype:
-    """What is trained and deployed with: bfloat16 on a GPU, float32 on a CPU."""
+    """The dtype that is trained and deployed with: bfloat16 on a GPU, float32 on a CPU."""
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 

@@ -70,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a stage runs. `rehearsal`: on a machine without a GPU, with small problems and few tests."""
+    """The place where a stage runs. `rehearsal`: on a machine without a GPU, with small problems and few tests."""
 
     cores: int
     work: Path
@@ -140,7 +140,7 @@ def _second(setting: Setting) -> Iterator[Step]:
 
 
 def _built(setting: Setting) -> Iterator[Step]:
-    """What both stages begin with: the second one may run on a fresh machine."""
+    """The first steps of both stages: the second one may run on a fresh machine."""
     if not setting.rehearsal:
         command = ("setup.py", "--quiet", "build_ext", "--inplace")
         yield Step("build", "the extension, for this GPU's shipped architecture", command, 40, 120, required=True)
@@ -166,7 +166,7 @@ def _tests(setting: Setting, name: str, what: str, expected: int, limit: int) ->
 
 
 def pytest_arguments(name: str) -> list[str]:
-    """What selects the tests of a step, and how they are reported."""
+    """Arguments that select the tests of a step, and say how they are reported."""
     selected, paths = TESTS[name]
     reported = ["-v", "--tb=short", "--durations=10", "-p", "no:cacheprovider", "-p", "bench.gpu_check.worker"]
     return [*reported, "-m", "not slow", "-k", selected, *paths]
@@ -196,7 +196,7 @@ def _table(
 
 
 def plan(stage: int, setting: Setting) -> str:
-    """What a stage would do, with seconds, and when steps begin if all take what is expected."""
+    """Steps of a stage, with seconds, and when they begin if all take what is expected."""
     stage_steps, now = steps(stage, setting), 0
     lines = [f"stage {stage}: {expected_seconds(stage_steps)} of {LIMITS[stage]} seconds expected"]
     lines.append(f"{'at':>5} {'expected':>9} {'limit':>6}  step")

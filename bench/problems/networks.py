@@ -67,7 +67,7 @@ class NetworkProblem:
         return module.fuse() if name == OURS and not self.training else module
 
     def calls(self, module: nn.Module, called: Callable[[Tensor], Tensor]) -> Contender:
-        """What is timed: an evaluation or a step of `module` through `called`, itself or what was compiled from it."""
+        """The call that is timed: an evaluation or a step of `module` through `called`, itself or compiled from it."""
         torch.manual_seed(1)
         # Two images, since contenders with several inputs are timed as CUDA graphs: launches would be timed otherwise.
         images = [self.image() for _ in range(2 if self.device == "cuda" else 1)]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Which layers of a block are part of a fused pass, and why the others are called: asked by `forward`, by `fuse()` and
-by whoever wants to know."""
+"""The layers of a block that are part of a fused pass, and why the others are called: `forward`, `fuse()` and
+`why_not_fused` read one answer."""
 
 from typing import NamedTuple
 
@@ -30,12 +30,13 @@ class Fusion(NamedTuple):
 
 def fusion_of(block: nn.Module) -> Fusion:
     """Of a `ContainerBlock` as it is now, in training or in evaluation mode."""
-    aggregation = _why_aggregation_called(block)
-    mlp = why_not_plain(block.mlp, PointwiseMlp) or block.mlp.why_not_fusible() or _why_drop_path_called(block)
+    position, drop_path = _why_position_called(block), _why_drop_path_called(block)
+    aggregation = _why_aggregation_called(block) or drop_path
+    mlp = why_not_plain(block.mlp, PointwiseMlp) or block.mlp.why_not_fusible() or drop_path
     # Batch statistics are made by the passes that write the norms' inputs.
-    embeds = why_not_plain(block.pos_embed, LocalAggregation) is None
+    embeds = position is None and isinstance(block.pos_embed, LocalAggregation)
     return Fusion(
-        _why_position_called(block),
+        position,
         _why_norm_called(block.norm1, embeds, aggregation),
         aggregation,
         _why_norm_called(block.norm2, aggregation is None, mlp),
@@ -45,12 +46,11 @@ def fusion_of(block: nn.Module) -> Fusion:
 
 def fusion_after_fuse(block: nn.Module) -> Fusion:
     """Of what `fuse()` makes of a `ContainerBlock` in evaluation mode."""
-    aggregation = _why_aggregation_called(block)
+    drop_path = _why_drop_path_called(block)
+    aggregation = _why_aggregation_called(block) or drop_path
     if aggregation is None and block.aggregation.token_mlp is not None:
         aggregation = "has a token MLP"
-    mlp = why_not_plain(block.mlp, PointwiseMlp)
-    if mlp is None:
-        mlp = block.mlp.why_projections_called() or _why_drop_path_called(block)
+    mlp = why_not_plain(block.mlp, PointwiseMlp) or block.mlp.why_projections_called() or drop_path
     return Fusion(
         _why_position_called(block),
         _why_norm_called(block.norm1, False, aggregation),
@@ -68,7 +68,7 @@ def _why_position_called(block: nn.Module) -> str | None:
 
 def _why_aggregation_called(block: nn.Module) -> str | None:
     layer = block.aggregation
-    return why_not_plain(layer, ContextAggregation) or layer.why_not_fusible() or _why_drop_path_called(block)
+    return why_not_plain(layer, ContextAggregation) or layer.why_not_fusible()
 
 
 def _why_drop_path_called(block: nn.Module) -> str | None:

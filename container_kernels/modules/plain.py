@@ -35,9 +35,10 @@ def why_altered(module: nn.Module) -> str | None:
     """Why `module`, of a known class, may do something else than its class does, or be seen doing it."""
     if has_hooks(module):
         return "has a forward of its own" if "forward" in vars(module) else "has hooks"
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if why_class_matters(tensor):
-            return f"has a {name} of class {type(tensor).__name__}"
+    for tensors in (module._parameters, module._buffers):
+        for name, tensor in tensors.items():
+            if why_class_matters(tensor):
+                return f"has a {name} of class {type(tensor).__name__}"
     return None
 
 
