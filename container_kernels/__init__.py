@@ -10,8 +10,8 @@ Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network"
 
 from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
-from .ops.backend import usable_backends, use_backend
 from .ops.context_aggregation import context_aggregation
+from .ops.dispatch.backend import usable_backends, use_backend
 from .ops.fused_mlp import fused_mlp
 from .ops.local_aggregation import (
     local_aggregation,

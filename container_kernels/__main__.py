@@ -104,13 +104,13 @@ def _extension_rows(record, cpu) -> Rows:
 
 
 def _backends() -> Rows:
-    from .ops.backend import usable_backends
+    from .ops.dispatch.backend import usable_backends
 
     return [(name, "usable" if why is None else f"no: {why}") for name, why in usable_backends().items()]
 
 
 def _choice() -> Rows:
-    from .ops.preference import ROWS
+    from .ops.dispatch.preference import ROWS
 
     return [(row.condition, f"{', '.join(row.order)} ({row.because})") for row in ROWS]
 

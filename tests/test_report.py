@@ -10,8 +10,8 @@ import torch
 
 from container_kernels import __main__ as report
 from container_kernels import _env, _extension
-from container_kernels.ops.backend import usable_backends
-from container_kernels.ops.preference import ROWS
+from container_kernels.ops.dispatch.backend import usable_backends
+from container_kernels.ops.dispatch.preference import ROWS
 
 COMPILED = {
     "built": True,

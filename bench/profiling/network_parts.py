@@ -36,14 +36,14 @@ _LAYERS = (
     (re.compile(r"mlp\b"), "MLP"),
     (re.compile(r"drop_path"), "residual"),
 )
-# By the first word of an operator of ours.
-_OPERATORS = {
-    "mlp": "MLP",
-    "proj": "projection",
-    "mix": "aggregation",
-    "local": "aggregation",
-    "fold": "norm",
-    "stats": "norm",
+# By the op of an operator of ours, the folder's name.
+_OPS = {
+    "fused_mlp": "MLP",
+    "projection": "projection",
+    "context_aggregation": "aggregation",
+    "local_aggregation": "aggregation",
+    "fold_norm": "norm",
+    "statistics": "norm",
 }
 
 
@@ -153,13 +153,13 @@ def _block_part(layer: str, function: torch._ops.OpOverload, tensors: list, node
     if part is not None and layer != "aggregation":
         return part
     if function.namespace == "container_kernels":
-        word = operator.split("_")[0]
-        return "position embedding" if word == "local" and _window(tensors) == 3 else _OPERATORS.get(word, "residual")
+        op = next((op for op in _OPS if operator.startswith(f"{op}_")), None)
+        return "position embedding" if op == "local_aggregation" and _window(tensors) == 3 else _OPS.get(op, "residual")
     if part is not None:
         return part
-    # Vectors and matrices are weights, into which a norm is folded; operators with "stats" in their name also give the
-    # sums that a norm needs, whose gradients theirs adds to the output's.
-    return "norm" if all(t.ndim <= 2 for t in tensors) or "stats" in node else "residual"
+    # Vectors and matrices are weights, into which a norm is folded; operators "with_moments" also give the sums
+    # that a norm needs, whose gradients theirs adds to the output's.
+    return "norm" if all(t.ndim <= 2 for t in tensors) or "with_moments" in node else "residual"
 
 
 def _window(tensors: list[torch.Tensor]) -> int:

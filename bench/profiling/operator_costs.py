@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 # Name of an operator without namespace and overload.
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -62,7 +63,9 @@ def cost(function: torch._ops.OpOverload, arguments: Sequence, keywords: dict, r
     if moved == 0:
         return NOTHING
     kernels = sum(map(bool, named["output_mask"])) if operator == "convolution_backward" else 1
-    return OperatorCost(kernels, moved, _flops(operator, named, result), int(operator in _COPIES))
+    count = flop_registry.get(function.overloadpacket) if function.namespace == "container_kernels" else None
+    flops = count(*arguments, **keywords, out_val=result) if count else _flops(operator, named, result)
+    return OperatorCost(kernels, moved, flops, int(operator in _COPIES))
 
 
 def _tensors(values) -> Iterator[Tensor]:
@@ -76,11 +79,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _flops(operator: str, named: dict, result) -> int:
-    """Of products and windows; elementwise arithmetic is free beside its bytes."""
-    family, _, rest = operator.partition("_")
-    backward = rest.startswith("bwd")
-    match family:
-        case "convolution" if rest == "backward":
+    """Of PyTorch's products and windows; elementwise arithmetic is free beside its bytes."""
+    match operator:
+        case "convolution_backward":
             filters, out = named["weight"], named["grad_output"]
             return sum(named["output_mask"][:2]) * 2 * out.numel() * filters[0].numel()
         case "convolution":
@@ -91,17 +92,4 @@ def _flops(operator: str, named: dict, result) -> int:
         case "addmm" | "baddbmm":
             first = named.get("mat1", named.get("batch1"))
             return 2 * result.numel() * first.shape[-1]
-        case "mlp":
-            return (10 if backward else 4) * named["x"].numel() * named["w1"].shape[0]
-        case "proj":
-            return (4 if backward else 2) * named["x"].numel() * named["weight"].shape[0]
-        case "local" if backward:
-            return 2 * named["x"].numel() * named["kh"] * named["kw"]
-        case "local":
-            return 2 * named["x"].numel() * named["weight"][0].numel()
-        case "mix":
-            # (B, N, M, D), or packed with the queries and keys (B, N, 3, M, D).
-            batch, tokens, *_, heads, head_dim = (named["v"] if "v" in named else named["qkv"]).shape
-            products = 5 if backward else 2
-            return products * 2 * batch * tokens**2 * heads * head_dim
     return 0

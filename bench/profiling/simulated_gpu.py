@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.problems.networks import ModelProblem
 from bench.profiling import operator_costs
-from container_kernels.ops import preference
+from container_kernels.ops.context_aggregation import backends as mix_backends
+from container_kernels.ops.dispatch import backend, preference
 
 # Of what the networks call, what autocast runs in float32 on a GPU and on a CPU does not.
 _FLOAT32 = {F.layer_norm, Tensor.softmax, F.cross_entropy}
@@ -46,14 +47,13 @@ class SimulatedProblem(ModelProblem):
 def simulated_gpu() -> Iterator[FakeTensorMode]:
     """Within it tensors are fake, and what depends on the device is as on a GPU of compute capability 9.0."""
     rows = tuple(row._replace(device_type="cpu") for row in preference.ROWS if row.device_type == "cuda")
-    ops = "container_kernels.ops"
     mode = FakeTensorMode()
     with ExitStack() as stack:
         for context in (
             mock.patch.object(preference, "ROWS", rows),
-            mock.patch(f"{ops}.backend._cuda_on_host", True),
-            mock.patch(f"{ops}.backend._TRITON_INTERPRETED", True),
-            mock.patch(f"{ops}.context_aggregation.backends._most_tokens", lambda *_: 256),
+            mock.patch.object(backend, "_cuda_on_host", True),
+            mock.patch.object(backend, "_TRITON_INTERPRETED", True),
+            mock.patch.object(mix_backends, "_most_tokens", lambda *_: 256),
             mode,
             _Answers(),
             _Autocast(),

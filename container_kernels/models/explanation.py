@@ -12,7 +12,7 @@ from torch import nn
 from ..modules.block import ContainerBlock
 from ..modules.deploy import FusedContainerBlock
 from ..modules.fusion import fusion_after_fuse
-from ..ops.backend import Choice, recorded_choices
+from ..ops.dispatch.backend import Choice, recorded_choices
 
 
 class BlockExplanation(NamedTuple):

@@ -9,8 +9,8 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..ops.autocast import activation_dtype
 from ..ops.context_aggregation import context_aggregation, packed_context_aggregation
+from ..ops.dispatch.autocast import activation_dtype
 from ..ops.fold_norm import Moments
 from ..ops.projection import projection, projection_with_moments
 from .dense_affinity import resize_affinity

@@ -19,9 +19,9 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from ..ops.common.tensors import accumulation_dtype, converted
 from ..ops.context_aggregation import context_aggregation
 from ..ops.fused_mlp import fused_mlp
-from ..ops.library import accumulation_dtype, converted
 from ..ops.local_aggregation import local_aggregation
 from ..ops.projection import projection
 from .context_aggregation import ContextAggregation

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 
+from ..ops.common.tensors import accumulation_dtype
 from ..ops.fold_norm import Moments, fold_norm, track_moments
-from ..ops.library import accumulation_dtype
 from .plain import why_altered
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)

@@ -11,8 +11,8 @@ see the block as one.
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ..ops.backend import why_class_matters
-from ..ops.library import accumulation_dtype
+from ..ops.common.tensors import accumulation_dtype
+from ..ops.dispatch.backend import why_class_matters
 
 
 def reasons(**parts: str | None) -> str | None:

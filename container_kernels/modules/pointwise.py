@@ -4,8 +4,8 @@
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from ..ops.autocast import activation_dtype
-from ..ops.backend import why_class_matters
+from ..ops.dispatch.autocast import activation_dtype
+from ..ops.dispatch.backend import why_class_matters
 from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
 from .folding import Affine

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..ops.validation import MAX_WINDOW
+from ..ops.common.validation import MAX_WINDOW
 
 
 def check_image(x: Tensor, dim: int) -> None:

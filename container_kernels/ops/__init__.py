@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The operations: each folder is one op, its definition first, then what serves it.
+"""The operations: one folder per op, and dispatch/ and common/, which they share.
 
 Nothing is re-exported here, so that `ops.context_aggregation` stays the folder and never becomes the function.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What our tests and benchmarks stand on, for the tests of others too: eager equivalents, inputs, error budgets."""
 
-from ..ops.library import poisoned_outputs
+from ..ops.common.tensors import poisoned_outputs
 from .budget import assert_within_budget
 from .cuda_host import run_cuda_on_host
 from .eager import eager_context_aggregation, eager_fused_mlp, eager_local_aggregation, eager_projection

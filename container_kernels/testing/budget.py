@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..ops.library import accumulation_dtype
+from ..ops.common.tensors import accumulation_dtype
 
 
 def assert_within_budget(

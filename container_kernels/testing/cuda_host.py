@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import _extension
-from ..ops.backend import cuda_on_host
+from ..ops.dispatch.backend import cuda_on_host
 
 ORDERS = ("ascending", "descending")
 

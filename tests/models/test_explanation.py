@@ -7,7 +7,7 @@ from torch import nn
 
 from container_kernels import usable_backends, use_backend
 from container_kernels.models.explanation import explain_blocks
-from container_kernels.ops.backend import Choice
+from container_kernels.ops.dispatch.backend import Choice
 
 NO_CPU = usable_backends()["cpu"] is not None
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import container_kernels
 from container_kernels import ContainerBlock, use_backend
-from container_kernels.ops.backend import recorded_choices
+from container_kernels.ops.dispatch.backend import recorded_choices
 from container_kernels.testing import MixCase
 
 

@@ -41,17 +41,23 @@ def test_passes_of_a_training_step(dynamic):
         grad_out = torch.randn_like(out)
         with Passes(x.numel()) as backward:
             torch.autograd.grad(out, [x, *block.parameters()], grad_out)
-    aggregation = "mix_fwd_packed" if dynamic else "local_fwd"
-    assert forward.passes == ["local_fwd_stats", "proj_fwd", aggregation, "proj_fwd_stats", "mlp_fwd"]
+    aggregation = "context_aggregation_forward_packed" if dynamic else "local_aggregation_forward"
+    assert forward.passes == [
+        "local_aggregation_forward_with_moments",
+        "projection_forward",
+        aggregation,
+        "projection_forward_with_moments",
+        "fused_mlp_forward",
+    ]
     assert backward.passes == [
-        "mlp_bwd",
+        "fused_mlp_backward",
         *BACKWARD_OF_A_NORM,
-        "proj_bwd",
-        "mix_bwd_packed" if dynamic else "local_fwd",
-        "proj_bwd",
+        "projection_backward",
+        "context_aggregation_backward_packed" if dynamic else "local_aggregation_forward",
+        "projection_backward",
         "aten.add",  # of the residual's and the branch's gradient
         *BACKWARD_OF_A_NORM,
-        "local_fwd",  # with the filters turned: the gradient of the position embedding's input
+        "local_aggregation_forward",  # with the filters turned: the gradient of the position embedding's input
     ]
     # Nothing waits for a number of the device.
     assert not any("_local_scalar_dense" in name or "nonzero" in name for name in forward.names | backward.names)

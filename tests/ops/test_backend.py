@@ -13,10 +13,10 @@ from backends import CUDA_ON_GPU
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
-from container_kernels.ops import backend as backend_module
-from container_kernels.ops import preference
-from container_kernels.ops.backend import BACKENDS, choose, why_not_here
 from container_kernels.ops.context_aggregation.backends import why_not
+from container_kernels.ops.dispatch import backend as backend_module
+from container_kernels.ops.dispatch import preference
+from container_kernels.ops.dispatch.backend import BACKENDS, choose, why_not_here
 from container_kernels.testing import run_cuda_on_host
 
 V = torch.randn(1, 4, 2, 8)

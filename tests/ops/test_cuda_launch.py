@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from backends import DEVICES
 
 from container_kernels import _extension, context_aggregation, local_aggregation
-from container_kernels.ops.cuda_launch import compiled_window, cut_window, pad_window, place
+from container_kernels.ops.common.cuda_launch import compiled_window, cut_window, pad_window, place
 from container_kernels.testing import run_cuda_on_host
 
 WINDOWS = [(1, 1), (1, 3), (3, 3), (3, 1), (5, 3), (1, 5), (5, 5), (7, 1), (5, 7), (7, 7), (9, 3), (11, 11)]
@@ -69,7 +69,7 @@ def test_a_dense_affinity_is_refused_by_the_operators_too():
     q = torch.randn(1, 4, 1, 8)
     operators = torch.ops.container_kernels
     with run_cuda_on_host(), pytest.raises(ValueError, match=r"affinity: the CUDA kernels take None, got \(1, 4, 4\)"):
-        operators.mix_fwd_cuda(q, q, q, torch.ones(1), None, None, torch.ones(1, 4, 4), 0, 0, 1.0)
+        operators.context_aggregation_forward_cuda(q, q, q, torch.ones(1), None, None, torch.ones(1, 4, 4), 0, 0, 1.0)
 
 
 @pytest.mark.gpu

@@ -185,12 +185,12 @@ def test_opcheck(backend):
     ops = torch.ops.container_kernels
     for dtype in (torch.float32, torch.bfloat16):
         arguments = (weight, bias, first, second, 50, gamma, beta, 1e-5, dtype)
-        torch.library.opcheck(getattr(ops, f"fold_fwd_{backend}").default, arguments)
+        torch.library.opcheck(getattr(ops, f"fold_norm_forward_{backend}").default, arguments)
     vectors = [t.detach() for t in (first, second, gamma, beta)]
     arguments = (weight.detach(), bias.detach(), weight.detach(), *vectors[:2], 50, *vectors[2:], 1e-5)
-    torch.library.opcheck(getattr(ops, f"fold_bwd_{backend}").default, arguments)
+    torch.library.opcheck(getattr(ops, f"fold_norm_backward_{backend}").default, arguments)
     running = [torch.zeros_like(vectors[0]), torch.ones_like(vectors[0]), torch.tensor(0, device=weight.device)]
-    torch.library.opcheck(getattr(ops, f"fold_track_{backend}").default, (*running, *vectors[:2], 50, 0.1))
+    torch.library.opcheck(getattr(ops, f"fold_norm_track_{backend}").default, (*running, *vectors[:2], 50, 0.1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

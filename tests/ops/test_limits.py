@@ -5,9 +5,9 @@ import torch
 from backends import DEVICES
 
 from container_kernels import _extension
-from container_kernels.ops import cuda_launch
+from container_kernels.ops.common import cuda_launch
+from container_kernels.ops.common.validation import MAX_WINDOW
 from container_kernels.ops.context_aggregation.backends import CUDA_HEAD_DIMS
-from container_kernels.ops.validation import MAX_WINDOW
 
 
 @pytest.fixture

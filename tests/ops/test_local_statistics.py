@@ -7,7 +7,7 @@ from backends import ALL, DEVICES, DTYPES, FUSED, backends_and_dtypes, dtype_nam
 from test_local_aggregation import SHAPES, make, promoted
 
 from container_kernels import _extension, local_aggregation, local_aggregation_with_statistics
-from container_kernels.ops.library import accumulation_dtype
+from container_kernels.ops.common.tensors import accumulation_dtype
 from container_kernels.testing import assert_within_budget, eager_local_aggregation, poisoned_outputs
 
 # More numbers in a sum: rows of several runs and tasks on the CPU, several strips; so many channels that few pixels

@@ -34,7 +34,9 @@ def check(inputs, qkv=None):
     with poisoned_outputs():
         out = context_aggregation(*qkv, **arguments, backend="cuda")
         alpha = torch.ones(v.shape[2], device=v.device)
-        _, logsumexp = torch.ops.container_kernels.mix_fwd_cuda(*qkv, alpha, None, None, None, 0, 0, arguments["scale"])
+        _, logsumexp = torch.ops.container_kernels.context_aggregation_forward_cuda(
+            *qkv, alpha, None, None, None, 0, 0, arguments["scale"]
+        )
     assert_within_budget("out", out, eager, exact)
     scores = torch.einsum("bimd,bjmd->bmij", q, k) * arguments["scale"]
     exact_logsumexp = scores.logsumexp(-1) / math.log(2)  # in powers of two

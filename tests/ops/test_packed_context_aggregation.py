@@ -78,7 +78,7 @@ def test_opcheck(backend):
     case = MixCase(height=3, width=4, kernel=(3, 3))
     packed, _, _, weight, bias = case.make(torch.float32, DEVICES[backend], grad=True).leaves.values()
     alpha = torch.ones(case.heads, device=packed.device)
-    operator = getattr(torch.ops.container_kernels, f"mix_fwd_packed_{backend}").default
+    operator = getattr(torch.ops.container_kernels, f"context_aggregation_forward_packed_{backend}").default
     torch.library.opcheck(operator, (packed, alpha, weight, bias, None, 3, 4, 0.3))
 
 

@@ -9,7 +9,7 @@ from backends import DEVICES, FUSED_PROJECTION, PROJECTION, backends_and_dtypes,
 from test_fused_mlp import drop_path_mask, promoted
 
 from container_kernels import projection, projection_with_statistics
-from container_kernels.ops.library import accumulation_dtype
+from container_kernels.ops.common.tensors import accumulation_dtype
 from container_kernels.testing import assert_within_budget, eager_projection, poisoned_outputs
 
 

@@ -8,7 +8,7 @@ from backends import DEVICES, DTYPES, FUSED_PROJECTION, PROJECTION, dtype_name
 from test_projection import Case, make, run
 
 from container_kernels import projection, projection_with_moments, projection_with_statistics
-from container_kernels.ops.tokens import scaled_samples
+from container_kernels.ops.common.tokens import scaled_samples
 from container_kernels.testing import assert_within_budget, eager_projection
 
 

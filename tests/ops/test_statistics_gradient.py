@@ -66,7 +66,7 @@ def test_what_is_asked_for_during_the_backward_pass_does_not_count():
 @pytest.mark.parametrize("backend", COMPILED)
 def test_operator(backend):
     inputs = make((3, 7, 37), torch.float32, DEVICES[backend])
-    operator = getattr(torch.ops.container_kernels, f"stats_grad_{backend}").default
+    operator = getattr(torch.ops.container_kernels, f"statistics_gradient_{backend}").default
     torch.library.opcheck(operator, inputs)
     inputs[1].requires_grad_()
     assert gradient_through_statistics(backend, *inputs).grad_fn.name().startswith("Add")

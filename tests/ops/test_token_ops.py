@@ -10,8 +10,8 @@ from backends import DEVICES, FUSED_MLP, FUSED_PROJECTION, MLP, dtype_name
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import fused_mlp, projection, projection_with_statistics, use_backend
-from container_kernels.ops import backend as backend_module
-from container_kernels.ops import preference
+from container_kernels.ops.dispatch import backend as backend_module
+from container_kernels.ops.dispatch import preference
 from container_kernels.testing import eager_fused_mlp, eager_projection
 
 OPERATORS = torch.ops.container_kernels
@@ -31,10 +31,10 @@ def test_opcheck_fused_mlp(backend, scaled, tokens, grad):
         x = torch.randn(*tokens, 7, device=device)[..., 2:6]
         return [t.requires_grad_(grad) for t in (x, *(torch.randn(shape, device=device) for shape in shapes))]
 
-    torch.library.opcheck(getattr(OPERATORS, f"mlp_fwd_{backend}"), (*arguments(grad), scale, True))
+    torch.library.opcheck(getattr(OPERATORS, f"fused_mlp_forward_{backend}"), (*arguments(grad), scale, True))
     *inputs, _ = arguments(False)
     grad_out = torch.randn(*tokens, 4, device=device)
-    torch.library.opcheck(getattr(OPERATORS, f"mlp_bwd_{backend}"), (grad_out, *inputs, scale, True))
+    torch.library.opcheck(getattr(OPERATORS, f"fused_mlp_backward_{backend}"), (grad_out, *inputs, scale, True))
 
 
 @pytest.mark.parametrize(("tokens", "options", "grad"), OPCHECK_CASES)
@@ -45,10 +45,10 @@ def test_opcheck_projection(backend, options, tokens, grad):
     weight, bias = (torch.randn(shape, device=device, requires_grad=grad) for shape in ((3, 4), (3,)))
     residual = torch.randn(*tokens, 3, device=device, requires_grad=grad) if options else None
     scale = torch.rand(tokens[0], device=device) if options else None
-    for name in ("proj_fwd", "proj_fwd_stats"):
+    for name in ("projection_forward", "projection_forward_with_moments"):
         torch.library.opcheck(getattr(OPERATORS, f"{name}_{backend}"), (x, weight, bias, residual, scale))
     grad_out = torch.randn(*tokens, 3, device=device, requires_grad=grad)
-    torch.library.opcheck(getattr(OPERATORS, f"proj_bwd_{backend}"), (grad_out, x, weight, scale))
+    torch.library.opcheck(getattr(OPERATORS, f"projection_backward_{backend}"), (grad_out, x, weight, scale))
 
 
 def normalized(weight, bias, channel_sum, channel_square_sum, count):
@@ -114,7 +114,9 @@ def test_compile_dynamic_shapes(backend, fresh_compiler):
             assert_same(compiled(*leaves, mask), block(*leaves, mask), leaves)
     assert len(graphs) == 1
     ours = {name.split(".")[1] for name in graphs[0] if name.startswith("container_kernels")}
-    expected = {f"{name}_{backend}" for name in ("proj_fwd", "proj_fwd_stats", "mlp_fwd")}
+    expected = {
+        f"{name}_{backend}" for name in ("projection_forward", "projection_forward_with_moments", "fused_mlp_forward")
+    }
     assert ours == (expected if backend in FUSED_MLP else set())
 
 
@@ -257,14 +259,16 @@ def ran(function):
 @pytest.mark.parametrize("backend", FUSED_MLP)
 def test_request_is_served(backend):
     leaves = [leaf.detach() for leaf in block_leaves(DEVICES[backend])]
-    expected = {f"{name}_{backend}" for name in ("proj_fwd", "proj_fwd_stats", "mlp_fwd")}
+    expected = {
+        f"{name}_{backend}" for name in ("projection_forward", "projection_forward_with_moments", "fused_mlp_forward")
+    }
     with use_backend(backend):
         assert ran(lambda: block(*leaves)) == expected
     with use_backend("reference"):
         assert not ran(lambda: block(*leaves))
         x, weight, bias, *mlp = leaves
-        assert ran(lambda: projection(x, weight, bias, backend=backend)) == {f"proj_fwd_{backend}"}
-        assert ran(lambda: fused_mlp(x, *mlp, backend=backend)) == {f"mlp_fwd_{backend}"}
+        assert ran(lambda: projection(x, weight, bias, backend=backend)) == {f"projection_forward_{backend}"}
+        assert ran(lambda: fused_mlp(x, *mlp, backend=backend)) == {f"fused_mlp_forward_{backend}"}
 
 
 def test_cuda_in_a_block_of_code_leaves_the_choice_open(monkeypatch):

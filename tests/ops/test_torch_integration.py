@@ -29,13 +29,13 @@ def mix_arguments(case, backend, grad):
 @pytest.mark.parametrize(("backend", "case"), served(CASES, FUSED), ids=identifier)
 def test_opcheck_mix(backend, case, grad):
     arguments = mix_arguments(case, backend, grad)
-    torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_fwd_{backend}"), arguments)
+    torch.library.opcheck(getattr(torch.ops.container_kernels, f"context_aggregation_forward_{backend}"), arguments)
     inputs = MixArguments(*(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments))
     batch, tokens, heads, _ = inputs.v.shape
     given = (torch.randn_like(inputs.v), torch.randn(batch, heads, tokens, device=inputs.v.device), *inputs)
-    torch.library.opcheck(getattr(torch.ops.container_kernels, f"mix_bwd_{backend}"), given)
+    torch.library.opcheck(getattr(torch.ops.container_kernels, f"context_aggregation_backward_{backend}"), given)
     if backend == "cuda" and inputs.local_weight is not None:
-        torch.library.opcheck(torch.ops.container_kernels.mix_bwd_local_cuda, given)
+        torch.library.opcheck(torch.ops.container_kernels.context_aggregation_backward_with_local_cuda, given)
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["", "grad"])
@@ -46,10 +46,16 @@ def test_opcheck_local(backend, bias, grad):
     x = torch.randn(2, 4, 5, 12, device=device)[..., 2:10].requires_grad_(grad)
     weight = torch.randn(8, 3, 5, device=device, requires_grad=grad)
     bias = torch.randn(8, device=device, requires_grad=grad) if bias else None
-    torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_fwd_{backend}"), (x, weight, bias))
-    torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_fwd_stats_{backend}"), (x, weight, bias))
+    torch.library.opcheck(
+        getattr(torch.ops.container_kernels, f"local_aggregation_forward_{backend}"), (x, weight, bias)
+    )
+    torch.library.opcheck(
+        getattr(torch.ops.container_kernels, f"local_aggregation_forward_with_moments_{backend}"), (x, weight, bias)
+    )
     grad_out = torch.randn(2, 4, 5, 8, device=device, requires_grad=grad)
-    torch.library.opcheck(getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}"), (grad_out, x, 3, 5))
+    torch.library.opcheck(
+        getattr(torch.ops.container_kernels, f"local_aggregation_backward_weight_{backend}"), (grad_out, x, 3, 5)
+    )
 
 
 def gated(grid_size, packed, weight, bias, gate, affinity=None):
@@ -115,8 +121,8 @@ def test_compiled_graph_shows_what_ran_and_follows_the_request(fresh_compiler):
         with use_backend(name):
             compiled((4, 5), *leaves)
     assert len(graphs) == 2  # one a backend; the third call found the first graph
-    assert "container_kernels.mix_fwd_cpu" in " ".join(graphs[0])
-    assert "container_kernels.local_fwd_stats_cpu" in " ".join(graphs[0])
+    assert "container_kernels.context_aggregation_forward_cpu" in " ".join(graphs[0])
+    assert "container_kernels.local_aggregation_forward_with_moments_cpu" in " ".join(graphs[0])
     assert "container_kernels" not in " ".join(graphs[1])
 
 

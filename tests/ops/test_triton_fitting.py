@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("triton")
 from triton.runtime.errors import OutOfResources
 
-from container_kernels.ops import triton_fitting
-from container_kernels.ops.triton_fitting import fitting
+from container_kernels.ops.common import triton_fitting
+from container_kernels.ops.common.triton_fitting import fitting
 
 TOO_LARGE = "needs more shared memory than there is"
 PARAMETERS = {"x_ptr": True, "size": True, "strides": True, "rows": False}  # whether they are specialized

@@ -37,7 +37,10 @@ def test_only_inside_and_only_when_asked_for():
             torch.testing.assert_close(local_aggregation(X, WEIGHT), expected)
         local_aggregation(X, WEIGHT)
     ran = {event.key: event.count for event in profile.key_averages() if event.key.startswith("container_kernels::")}
-    assert ran == {"container_kernels::local_fwd_cuda": 2, "container_kernels::local_fwd_cpu": 1}
+    assert ran == {
+        "container_kernels::local_aggregation_forward_cuda": 2,
+        "container_kernels::local_aggregation_forward_cpu": 1,
+    }
     assert refuses_cpu_tensors()
 
 

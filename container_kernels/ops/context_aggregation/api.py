@@ -6,11 +6,11 @@ import math
 import torch
 from torch import Tensor
 
-from .. import autocast
-from ..backend import choose
-from ..library import accumulation_dtype
+from ..common.tensors import accumulation_dtype
+from ..common.validation import check_tensor
+from ..dispatch import autocast
+from ..dispatch.backend import choose
 from ..local_aggregation.autograd import local_forward
-from ..validation import check_tensor
 from .autograd import as_image, mix_forward
 from .backends import why_not
 from .inputs import MixArguments

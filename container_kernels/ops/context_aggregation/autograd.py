@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Gradients of `mix_fwd_<backend>` in terms of the same backend's operators."""
+"""Gradients of `context_aggregation_forward_<backend>` in terms of the same backend's operators."""
 
 from typing import get_type_hints
 
-import torch
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import LIBRARY, NAMESPACE, refuse_double_backward
+from ..dispatch.registration import differentiate, operator_of, refuse_double_backward
 from ..local_aggregation.autograd import local_weight_gradient
+from .backends import COMPILED
 from .inputs import MixArguments
 from .schema import WITH_LOCAL_GRADIENT
 
@@ -22,8 +21,8 @@ def mix_forward(backend: str, inputs: MixArguments, packed: Tensor | None) -> Te
     `packed`: the projection (B, N, 3, M, D) whose slices q, k and v are, if they are.
     """
     if packed is None:
-        return getattr(torch.ops.container_kernels, f"mix_fwd_{backend}")(*inputs)[0]
-    return getattr(torch.ops.container_kernels, f"mix_fwd_packed_{backend}")(packed, *inputs[3:])[0]
+        return operator_of("context_aggregation_forward", backend)(*inputs)[0]
+    return operator_of("context_aggregation_forward_packed", backend)(packed, *inputs[3:])[0]
 
 
 def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def dense_gradient(grad_out: Tensor, v: Tensor) -> Tensor:
 
 
 def _register(backend: str, packed: bool) -> None:
-    name = f"packed_{backend}" if packed else backend
+    suffix = "_packed" if packed else ""
     count = 1 if packed else 3
 
     def setup_context(ctx, inputs, output):
@@ -52,12 +51,12 @@ def _register(backend: str, packed: bool) -> None:
         grads = dict.fromkeys(needed)
         need_local = needed["local_weight"] or needed["local_bias"]
         if need_local and backend in WITH_LOCAL_GRADIENT:
-            operator = getattr(torch.ops.container_kernels, f"mix_bwd_local_{name}")
+            operator = operator_of(f"context_aggregation_backward_with_local{suffix}", backend)
             *grad_qkv, grads["alpha"], grads["local_weight"], grads["local_bias"] = operator(
                 grad_out, logsumexp, *arguments
             )
         else:
-            operator = getattr(torch.ops.container_kernels, f"mix_bwd_{name}")
+            operator = operator_of(f"context_aggregation_backward{suffix}", backend)
             *grad_qkv, grads["alpha"] = operator(grad_out, logsumexp, *arguments)
             if need_local:
                 grid = (inputs.height, inputs.width)
@@ -68,10 +67,10 @@ def _register(backend: str, packed: bool) -> None:
             grads["affinity"] = dense_gradient(grad_out, inputs.v).to(inputs.affinity.dtype)
         return *grad_qkv, *(grads[parameter] if needed[parameter] else None for parameter in needed)
 
-    torch.library.register_autograd(f"{NAMESPACE}::mix_fwd_{name}", backward, setup_context=setup_context, lib=LIBRARY)
-    refuse_double_backward(f"mix_bwd_{name}", backend)
+    differentiate(f"context_aggregation_forward{suffix}", backend, backward, setup_context)
+    refuse_double_backward(f"context_aggregation_backward{suffix}", backend)
     if backend in WITH_LOCAL_GRADIENT:
-        refuse_double_backward(f"mix_bwd_local_{name}", backend)
+        refuse_double_backward(f"context_aggregation_backward_with_local{suffix}", backend)
 
 
 def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -81,6 +80,6 @@ def as_image(tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
     return tokens.reshape(batch, *grid_size, heads * head_dim)
 
 
-for _backend in DEVICE_TYPES:
+for _backend in COMPILED:
     for _packed in (False, True):
         _register(_backend, _packed)

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ..._extension import DTYPE_CODES
-from ..backend import why_not_here
-from ..cuda_launch import place_on
+from ..common.cuda_launch import place_on
+from ..dispatch.backend import why_not_here
 
+# Beside "reference".
+COMPILED = ("cuda", "triton", "cpu")
 # The CUDA kernels' head dimensions; others are filled up to the next of them.
 CUDA_HEAD_DIMS = (32, 64, 128)
 # Beyond it a head no longer fits the kernels' on-chip tiles.

@@ -4,8 +4,8 @@
 from torch import Tensor
 
 from ..._extension import DTYPE_CODES
-from ..cuda_launch import cut_window, pad_window, place, workspace
-from ..library import pointer
+from ..common.cuda_launch import cut_window, pad_window, place, workspace
+from ..common.tensors import pointer
 from .inputs import MixArguments, MixGradients
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..library import contiguous, rows_contiguous
+from ..common.tensors import contiguous, rows_contiguous
 
 
 class MixArguments(NamedTuple):

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..library import accumulation_dtype, converted
+from ..common.tensors import accumulation_dtype, converted
 from ..local_aggregation.reference import local_aggregation_reference
 
 

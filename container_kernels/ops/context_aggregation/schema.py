@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The operators behind context aggregation: definition, output allocation, one kernel and one fake for each backend.
 
-    mix_fwd_<backend>(inputs) -> out, logsumexp
-    mix_bwd_<backend>(grad_out, logsumexp, inputs) -> grad_q, grad_k, grad_v, grad_alpha
-    mix_bwd_local_<backend>(grad_out, logsumexp, inputs)
+    context_aggregation_forward_<backend>(inputs) -> out, logsumexp
+    context_aggregation_backward_<backend>(grad_out, logsumexp, inputs) -> grad_q, grad_k, grad_v, grad_alpha
+    context_aggregation_backward_with_local_<backend>(grad_out, logsumexp, inputs)
         -> grad_q, grad_k, grad_v, grad_alpha, grad_local_weight, grad_local_bias
 
 `inputs` are the fields of `MixArguments`. out and grad_out are (B, N, M, D); logsumexp (B, M, N), grad_alpha (M,) and
@@ -24,8 +24,9 @@ from math import prod
 
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, define, new_empty, parameters_of, rows_contiguous
+from ..common.tensors import accumulation_dtype, new_empty, rows_contiguous
+from ..dispatch.registration import define, parameters_of
+from .backends import COMPILED
 from .inputs import MixArguments, MixGradients
 
 WITH_LOCAL_GRADIENT = ("cuda",)
@@ -67,8 +68,8 @@ def _flops(products: int, first: int, packed: bool) -> Callable[..., int]:
     return count
 
 
-def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None:
-    name = f"packed_{backend}" if packed else backend
+def _register(backend: str, packed: bool) -> None:
+    suffix = "_packed" if packed else ""
     qkv = "Tensor qkv" if packed else "Tensor q, Tensor k, Tensor v"
     inputs = f"{qkv}, {parameters_of(MixArguments, skip=('q', 'k', 'v'))}"
     grads = ", ".join(["Tensor"] * (2 if packed else 4))
@@ -98,24 +99,33 @@ def _register(backend: str, device_types: tuple[str, ...], packed: bool) -> None
         return _gradients(MixArguments.of(arguments, packed), packed, local)[0]
 
     define(
-        f"mix_fwd_{name}({inputs}) -> (Tensor, Tensor)",
+        f"context_aggregation_forward{suffix}",
+        backend,
+        f"({inputs}) -> (Tensor, Tensor)",
         forward,
         lambda *arguments: _forward_outputs(MixArguments.of(arguments, packed)),
-        device_types,
         _flops(2, 0, packed),
     )
     signature = f"(Tensor grad_out, Tensor logsumexp, {inputs})"
-    define(f"mix_bwd_{name}{signature} -> ({grads})", backward, fake_backward, device_types, _flops(5, 2, packed))
+    define(
+        f"context_aggregation_backward{suffix}",
+        backend,
+        f"{signature} -> ({grads})",
+        backward,
+        fake_backward,
+        _flops(5, 2, packed),
+    )
     if backend in WITH_LOCAL_GRADIENT:
         define(
-            f"mix_bwd_local_{name}{signature} -> ({grads}, Tensor, Tensor)",
+            f"context_aggregation_backward_with_local{suffix}",
+            backend,
+            f"{signature} -> ({grads}, Tensor, Tensor)",
             partial(backward, local=True),
             partial(fake_backward, local=True),
-            device_types,
             _flops(5, 2, packed),
         )
 
 
-for _backend, _device_types in DEVICE_TYPES.items():
+for _backend in COMPILED:
     for _packed in (False, True):
-        _register(_backend, _device_types, _packed)
+        _register(_backend, _packed)

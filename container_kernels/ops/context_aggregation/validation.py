@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from ..validation import check_bias, check_device, check_shape, check_tensor, check_window
+from ..common.validation import check_bias, check_device, check_shape, check_tensor, check_window
 
 
 def validate(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale, *, same_dtype: bool) -> None:

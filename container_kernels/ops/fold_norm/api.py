@@ -4,9 +4,10 @@
 import torch
 from torch import Tensor
 
-from .. import autocast
-from ..backend import choose
-from ..tokens import zeros_for_bias
+from ..common.tokens import zeros_for_bias
+from ..dispatch import autocast
+from ..dispatch.backend import choose
+from ..dispatch.registration import operator_of
 from . import autograd  # noqa: F401 - gives the operators their gradients
 from .backends import COMPILED, why_not
 from .moments import Moments
@@ -50,7 +51,7 @@ def fold_norm(
     name = "reference" if isinstance(count, Tensor) else _choose(backend, weight, bias, first, second, gamma, beta)
     if name == "reference":
         return fold_norm_reference(weight, bias, moments, gamma, beta, eps, dtype)
-    operator = getattr(torch.ops.container_kernels, f"fold_fwd_{name}")
+    operator = operator_of("fold_norm_forward", name)
     return operator(weight, bias, first, second, count, gamma, beta, eps, dtype)
 
 
@@ -82,7 +83,7 @@ def track_moments(
     if name == "reference":
         track_moments_reference(running_mean, running_var, num_batches, moments, momentum)
     else:
-        operator = getattr(torch.ops.container_kernels, f"fold_track_{name}")
+        operator = operator_of("fold_norm_track", name)
         operator(running_mean, running_var, num_batches, first, second, count, momentum)
 
 

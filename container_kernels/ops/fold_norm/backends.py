@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..backend import why_not_among
+from ..dispatch.backend import why_not_among
 
 # Beside "reference", which is many operations on small tensors: on a GPU, that many launches.
 COMPILED = ("triton",)

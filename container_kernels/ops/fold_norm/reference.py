@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..library import converted
+from ..common.tensors import converted
 from .moments import Moments
 
 

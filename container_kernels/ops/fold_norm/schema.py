@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The operators behind folding: definition, output allocation, one kernel and one fake for each backend.
 
-    fold_fwd_<backend>(weight, bias, first, second, count, gamma, beta, eps, dtype) -> folded in dtype, shift
-    fold_bwd_<backend>(grad_folded, grad_shift, weight, first, second, count, gamma, beta, eps)
+    fold_norm_forward_<backend>(weight, bias, first, second, count, gamma, beta, eps, dtype) -> folded in dtype, shift
+    fold_norm_backward_<backend>(grad_folded, grad_shift, weight, first, second, count, gamma, beta, eps)
         -> grad_weight, grad_first, grad_second, grad_gamma, grad_beta
-    fold_track_<backend>(running_mean!, running_var!, num_batches!?, first, second, count, momentum?)
+    fold_norm_track_<backend>(running_mean!, running_var!, num_batches!?, first, second, count, momentum?)
 
 weight and folded are (C_out, C), bias and shift (C_out,), the other vectors (C,): all but the running statistics in the
 accumulation dtype. The gradient of bias is grad_shift.
@@ -15,8 +15,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import define, new_empty
+from ..common.tensors import new_empty
+from ..dispatch.registration import define
 from .backends import COMPILED
 
 
@@ -55,27 +55,29 @@ def _register(backend: str) -> None:
             running_mean, running_var, num_batches, first.contiguous(), second.contiguous(), count, momentum
         )
 
-    device_types = DEVICE_TYPES[backend]
     define(
-        f"fold_fwd_{backend}(Tensor weight, Tensor bias, Tensor first, Tensor second, SymInt count, Tensor gamma, "
+        "fold_norm_forward",
+        backend,
+        "(Tensor weight, Tensor bias, Tensor first, Tensor second, SymInt count, Tensor gamma, "
         "Tensor beta, float eps, ScalarType dtype) -> (Tensor, Tensor)",
         forward,
         lambda weight, bias, first, second, count, gamma, beta, eps, dtype: _forward_outputs(weight, bias, dtype),
-        device_types,
     )
     define(
-        f"fold_bwd_{backend}(Tensor grad_folded, Tensor grad_shift, Tensor weight, Tensor first, Tensor second, "
+        "fold_norm_backward",
+        backend,
+        "(Tensor grad_folded, Tensor grad_shift, Tensor weight, Tensor first, Tensor second, "
         "SymInt count, Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
         lambda grad_folded, grad_shift, weight, first, *rest: _backward_outputs(weight, first),
-        device_types,
     )
     define(
-        f"fold_track_{backend}(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches, "
+        "fold_norm_track",
+        backend,
+        "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches, "
         "Tensor first, Tensor second, SymInt count, float? momentum) -> ()",
         track,
         lambda *arguments: None,
-        device_types,
     )
 
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_primitives import device_of, rounded
+from ..common.triton_primitives import device_of, rounded
 
 # Rows and channels of a tile. Forward, a program walks along its rows; backward, down its channels.
 ROWS, CHANNELS = 8, 128

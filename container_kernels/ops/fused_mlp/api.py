@@ -4,10 +4,10 @@
 import torch
 from torch import Tensor
 
-from .. import autocast
-from ..backend import choose
-from ..library import converted
-from ..tokens import as_tokens, zeros_for_bias
+from ..common.tensors import converted
+from ..common.tokens import as_tokens, zeros_for_bias
+from ..dispatch import autocast
+from ..dispatch.backend import choose
 from .autograd import mlp_forward
 from .backends import COMPILED, why_not
 from .reference import fused_mlp_reference

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Gradients of `mlp_fwd_<backend>` in terms of the same backend's operators: only the inputs are kept."""
+"""Gradients of `fused_mlp_forward_<backend>` in terms of the same backend's operators: only the inputs are kept."""
 
 import torch
 from torch import Tensor
 
-from ..library import LIBRARY, NAMESPACE
+from ..dispatch.registration import differentiate, operator_of
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
 from .reference import fused_mlp_reference
@@ -21,7 +21,7 @@ def mlp_forward(
     residual: bool,
 ) -> Tensor:
     """Differentiable MLP on `backend`; arguments as in `schema`."""
-    operator = getattr(torch.ops.container_kernels, f"mlp_fwd_{backend}")
+    operator = operator_of("fused_mlp_forward", backend)
     return operator(x, w1, b1, w2, b2, sample_scale, residual)
 
 
@@ -31,7 +31,7 @@ def _register(backend: str) -> None:
         ctx.save_for_backward(x, w1, b1, w2, sample_scale)
 
     def backward(ctx, grad_out):
-        operator = getattr(torch.ops.container_kernels, f"mlp_bwd_{backend}")
+        operator = operator_of("fused_mlp_backward", backend)
         grads = operator(grad_out, *ctx.saved_tensors, ctx.residual)
         wanted = zip(grads, ctx.needs_input_grad, strict=False)
         return (*(grad if needed else None for grad, needed in wanted), None, None)
@@ -53,10 +53,10 @@ def _register(backend: str) -> None:
         return *torch.autograd.grad(grads, tensors, of_grads, create_graph=True, materialize_grads=True), None, None
 
     for name, formula, save in (
-        ("mlp_fwd", backward, setup_context),
-        ("mlp_bwd", double_backward, save_for_double_backward),
+        ("fused_mlp_forward", backward, setup_context),
+        ("fused_mlp_backward", double_backward, save_for_double_backward),
     ):
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save, lib=LIBRARY)
+        differentiate(name, backend, formula, save)
 
 
 for _backend in COMPILED:

@@ -4,8 +4,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import converted, definition_dtype
-from ..tokens import scaled_samples
+from ..common.tensors import converted, definition_dtype
+from ..common.tokens import scaled_samples
 
 
 def fused_mlp_reference(

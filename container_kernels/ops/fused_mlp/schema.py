@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The operators behind the fused MLP: definition, output allocation, one kernel and one fake for each backend.
 
-    mlp_fwd_<backend>(x, w1, b1, w2, b2, sample_scale?, residual) -> out (B, T, C_out)
-    mlp_bwd_<backend>(grad_out, x, w1, b1, w2, sample_scale?, residual)
+    fused_mlp_forward_<backend>(x, w1, b1, w2, b2, sample_scale?, residual) -> out (B, T, C_out)
+    fused_mlp_backward_<backend>(grad_out, x, w1, b1, w2, sample_scale?, residual)
         -> grad_x, grad_w1, grad_b1, grad_w2, grad_b2
 
 x (B, T, C), w1 (hidden, C), w2 (C_out, hidden), grad_out and out have one dtype, and so have the gradients of x, w1 and
@@ -15,8 +15,8 @@ from math import prod
 
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, aligned, contiguous, define, new_empty
+from ..common.tensors import accumulation_dtype, aligned, contiguous, new_empty
+from ..dispatch.registration import define
 from .backends import COMPILED
 
 
@@ -65,19 +65,20 @@ def _register(backend: str) -> None:
         return outputs
 
     define(
-        f"mlp_fwd_{backend}(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? sample_scale, "
-        "bool residual) -> Tensor",
+        "fused_mlp_forward",
+        backend,
+        "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? sample_scale, bool residual) -> Tensor",
         forward,
         lambda x, w1, b1, w2, *rest: _forward_outputs(x, w2),
-        DEVICE_TYPES[backend],
         _flops,
     )
     define(
-        f"mlp_bwd_{backend}(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor? sample_scale, "
+        "fused_mlp_backward",
+        backend,
+        "(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor? sample_scale, "
         "bool residual) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         backward,
         lambda grad_out, x, w1, b1, w2, *rest: _backward_outputs(x, w1, w2),
-        DEVICE_TYPES[backend],
         _gradient_flops,
     )
 

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..validation import check_bias, check_channels_last, check_matrix, check_sample_scale, check_tokens
+from ..common.validation import check_bias, check_channels_last, check_matrix, check_sample_scale, check_tokens
 
 
 def validate(x, w1, b1, w2, b2, residual, sample_scale) -> None:

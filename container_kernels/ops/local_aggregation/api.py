@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import autocast
-from ..backend import choose
-from ..library import accumulation_dtype
+from ..common.tensors import accumulation_dtype
+from ..dispatch import autocast
+from ..dispatch.backend import choose
 from ..statistics import square_sum
 from .autograd import local_forward, local_forward_with_statistics
 from .backends import why_not

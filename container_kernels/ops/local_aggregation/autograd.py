@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: MIT
 """Gradients of the local operators in terms of the same backend's operators, to any order."""
 
-import torch
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import LIBRARY, NAMESPACE
+from ..dispatch.registration import differentiate, operator_of
 from ..statistics import gradient_through_statistics
 from . import schema  # noqa: F401 - defines the operators differentiated here
+from .backends import COMPILED
 
 
 def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Differentiable local aggregation on `backend`; weight and bias in the accumulation dtype."""
-    return getattr(torch.ops.container_kernels, f"local_fwd_{backend}")(x, weight, bias)
+    return operator_of("local_aggregation_forward", backend)(x, weight, bias)
 
 
 def local_forward_with_statistics(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the sums of the output and of its squared deviations from the mean over all pixels."""
-    return getattr(torch.ops.container_kernels, f"local_fwd_stats_{backend}")(x, weight, bias)
+    return operator_of("local_aggregation_forward_with_moments", backend)(x, weight, bias)
 
 
 def local_weight_gradient(backend: str, grad_out: Tensor, x: Tensor, kh: int, kw: int) -> tuple[Tensor, Tensor]:
-    return getattr(torch.ops.container_kernels, f"local_bwd_weight_{backend}")(grad_out, x, kh, kw)
+    return operator_of("local_aggregation_backward_weight", backend)(grad_out, x, kh, kw)
 
 
 def _register(backend: str) -> None:
@@ -59,12 +58,12 @@ def _register(backend: str) -> None:
         return of_grad_out, of_x, None, None
 
     for name, formula, save in (
-        ("local_fwd", backward, save_inputs),
-        ("local_fwd_stats", backward_with_statistics, save_inputs_and_out),
-        ("local_bwd_weight", double_backward, save_inputs),
+        ("local_aggregation_forward", backward, save_inputs),
+        ("local_aggregation_forward_with_moments", backward_with_statistics, save_inputs_and_out),
+        ("local_aggregation_backward_weight", double_backward, save_inputs),
     ):
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save, lib=LIBRARY)
+        differentiate(name, backend, formula, save)
 
 
-for _backend in DEVICE_TYPES:
+for _backend in COMPILED:
     _register(_backend)

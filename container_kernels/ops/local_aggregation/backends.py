@@ -3,7 +3,10 @@
 
 from torch import Tensor
 
-from ..backend import why_not_here
+from ..dispatch.backend import why_not_here
+
+# Beside "reference".
+COMPILED = ("cuda", "triton", "cpu")
 
 
 def why_not(name: str, x: Tensor) -> str | None:

@@ -4,8 +4,8 @@
 from torch import Tensor
 
 from ..._extension import DTYPE_CODES
-from ..cuda_launch import compiled_window, cut_window, pad_window, place, workspace
-from ..library import pointer
+from ..common.cuda_launch import compiled_window, cut_window, pad_window, place, workspace
+from ..common.tensors import pointer
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:

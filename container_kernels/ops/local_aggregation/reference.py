@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import accumulation_dtype, converted
+from ..common.tensors import accumulation_dtype, converted
 from ..statistics import sums_by_channel
 
 

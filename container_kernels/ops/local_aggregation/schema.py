@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The operators behind local aggregation: definition, output allocation, one kernel and one fake for each backend.
 
-    local_fwd_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)
-    local_fwd_stats_<backend>(x, weight, bias?) -> out, channel_sum (C,), channel_m2 (C,)
-    local_bwd_weight_<backend>(grad_out, x, kh, kw) -> grad_weight (C, kh, kw), grad_bias (C,)
+    local_aggregation_forward_<backend>(x (B, H, W, C), weight (C, kh, kw), bias (C,)?) -> out (B, H, W, C)
+    local_aggregation_forward_with_moments_<backend>(x, weight, bias?) -> out, channel_sum (C,), channel_m2 (C,)
+    local_aggregation_backward_weight_<backend>(grad_out, x, kh, kw) -> grad_weight (C, kh, kw), grad_bias (C,)
 
 Weight, bias, their gradients and the statistics are in the accumulation dtype; channel_m2 is the sum over pixels of
-(out − mean)². The input gradient is `local_fwd` of
+(out − mean)². The input gradient is `local_aggregation_forward` of
 `grad_out` with the filters turned by 180 degrees, so it needs no operator of its own.
 """
 
@@ -15,8 +15,9 @@ from math import prod
 
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, define, new_empty, rows_contiguous
+from ..common.tensors import accumulation_dtype, new_empty, rows_contiguous
+from ..dispatch.registration import define
+from .backends import COMPILED
 
 
 def _forward_outputs(x: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def _filter_flops(x, weight, bias, **_) -> int:
     return 2 * prod(x) * prod(weight[1:])
 
 
-def _register(backend: str, device_types: tuple[str, ...]) -> None:
+def _register(backend: str) -> None:
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
@@ -69,27 +70,30 @@ def _register(backend: str, device_types: tuple[str, ...]) -> None:
         return grad_weight.zero_(), grad_bias.zero_()
 
     define(
-        f"local_fwd_{backend}(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        "local_aggregation_forward",
+        backend,
+        "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
         forward,
         lambda x, weight, bias: _forward_outputs(x),
-        device_types,
         _filter_flops,
     )
     define(
-        f"local_fwd_stats_{backend}(Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
+        "local_aggregation_forward_with_moments",
+        backend,
+        "(Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
         forward_with_statistics,
         lambda x, weight, bias: _forward_with_statistics_outputs(x),
-        device_types,
         _filter_flops,
     )
     define(
-        f"local_bwd_weight_{backend}(Tensor grad_out, Tensor x, SymInt kh, SymInt kw) -> (Tensor, Tensor)",
+        "local_aggregation_backward_weight",
+        backend,
+        "(Tensor grad_out, Tensor x, SymInt kh, SymInt kw) -> (Tensor, Tensor)",
         backward_weight,
         lambda grad_out, x, kh, kw: _backward_weight_outputs(x, kh, kw),
-        device_types,
         lambda grad_out, x, kh, kw, **_: 2 * prod(x) * kh * kw,
     )
 
 
-for _backend, _device_types in DEVICE_TYPES.items():
-    _register(_backend, _device_types)
+for _backend in COMPILED:
+    _register(_backend)

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..validation import check_bias, check_channels_last, check_tensor, check_window
+from ..common.validation import check_bias, check_channels_last, check_tensor, check_window
 
 
 def validate(x, weight, bias) -> None:

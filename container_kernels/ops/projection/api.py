@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import autocast
-from ..backend import choose
-from ..library import converted
+from ..common.tensors import converted
+from ..common.tokens import as_tokens, zeros_for_bias
+from ..dispatch import autocast
+from ..dispatch.backend import choose
 from ..statistics import square_sum
-from ..tokens import as_tokens, zeros_for_bias
 from .autograd import projection_forward, projection_forward_with_statistics
 from .backends import COMPILED, why_not
 from .reference import projection_reference, projection_with_statistics_reference

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Gradients of the projection operators, to any order."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import LIBRARY, NAMESPACE
+from ..common.tokens import scaled_samples
+from ..dispatch.registration import differentiate, operator_of
 from ..statistics import gradient_through_statistics
-from ..tokens import scaled_samples
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
 
@@ -16,14 +15,14 @@ def projection_forward(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
 ) -> Tensor:
     """Differentiable projection on `backend`; arguments as in `schema`."""
-    return getattr(torch.ops.container_kernels, f"proj_fwd_{backend}")(x, weight, bias, residual, sample_scale)
+    return operator_of("projection_forward", backend)(x, weight, bias, residual, sample_scale)
 
 
 def projection_forward_with_statistics(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the sums of the output and of its squared deviations from the mean over all tokens."""
-    return getattr(torch.ops.container_kernels, f"proj_fwd_stats_{backend}")(x, weight, bias, residual, sample_scale)
+    return operator_of("projection_forward_with_moments", backend)(x, weight, bias, residual, sample_scale)
 
 
 def _register(backend: str) -> None:
@@ -38,7 +37,7 @@ def _register(backend: str) -> None:
     def input_gradients(ctx, grad_out, x, weight, sample_scale):
         grads = (None,) * 3
         if any(ctx.needs_input_grad[:3]):
-            operator = getattr(torch.ops.container_kernels, f"proj_bwd_{backend}")
+            operator = operator_of("projection_backward", backend)
             grads = operator(grad_out, x, weight, sample_scale)
         wanted = zip((*grads, grad_out), ctx.needs_input_grad, strict=False)
         return (*(grad if needed else None for grad, needed in wanted), None)
@@ -64,11 +63,11 @@ def _register(backend: str) -> None:
         return scaled_samples(of_grad_out, sample_scale), scaled @ of_grad_weight, of_weight, None
 
     for name, formula, save in (
-        ("proj_fwd", backward, save_inputs),
-        ("proj_fwd_stats", backward_with_statistics, save_inputs_and_out),
-        ("proj_bwd", double_backward, save_for_double_backward),
+        ("projection_forward", backward, save_inputs),
+        ("projection_forward_with_moments", backward_with_statistics, save_inputs_and_out),
+        ("projection_backward", double_backward, save_for_double_backward),
     ):
-        torch.library.register_autograd(f"{NAMESPACE}::{name}_{backend}", formula, setup_context=save, lib=LIBRARY)
+        differentiate(name, backend, formula, save)
 
 
 for _backend in COMPILED:

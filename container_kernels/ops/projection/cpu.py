@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ... import _extension
-from ..library import pointer
+from ..common.tensors import pointer
 
 
 def forward(

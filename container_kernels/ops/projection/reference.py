@@ -4,9 +4,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..library import converted, definition_dtype
+from ..common.tensors import converted, definition_dtype
+from ..common.tokens import scaled_samples
 from ..statistics import sums_by_channel
-from ..tokens import scaled_samples
 
 
 def projection_reference(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The operators behind the projection: definition, output allocation, one kernel and one fake for each backend.
 
-    proj_fwd_<backend>(x, weight, bias, residual?, sample_scale?) -> out (B, T, C_out)
-    proj_fwd_stats_<backend>(x, weight, bias, residual?, sample_scale?) -> out, channel_sum, channel_m2
-    proj_bwd_<backend>(grad_out, x, weight, sample_scale?) -> grad_x, grad_weight, grad_bias
+    projection_forward_<backend>(x, weight, bias, residual?, sample_scale?) -> out (B, T, C_out)
+    projection_forward_with_moments_<backend>(x, weight, bias, residual?, sample_scale?) -> out, channel_sum, channel_m2
+    projection_backward_<backend>(grad_out, x, weight, sample_scale?) -> grad_x, grad_weight, grad_bias
 
 x (B, T, C), weight (C_out, C), residual and grad_out (B, T, C_out) have one dtype, and so have the gradients of x and
 weight; bias, its gradient, the statistics (C_out,) and sample_scale (B,) are in the accumulation dtype. channel_m2 is
@@ -15,8 +15,8 @@ from math import prod
 
 from torch import Tensor
 
-from ..backend import DEVICE_TYPES
-from ..library import accumulation_dtype, aligned, contiguous, define, new_empty
+from ..common.tensors import accumulation_dtype, aligned, contiguous, new_empty
+from ..dispatch.registration import define
 from .backends import COMPILED
 
 
@@ -73,27 +73,28 @@ def _register(backend: str) -> None:
         return outputs
 
     arguments = "(Tensor x, Tensor weight, Tensor bias, Tensor? residual, Tensor? sample_scale)"
-    device_types = DEVICE_TYPES[backend]
     define(
-        f"proj_fwd_{backend}{arguments} -> Tensor",
+        "projection_forward",
+        backend,
+        f"{arguments} -> Tensor",
         forward,
         lambda x, weight, *rest: _forward_outputs(x, weight),
-        device_types,
         _flops,
     )
     define(
-        f"proj_fwd_stats_{backend}{arguments} -> (Tensor, Tensor, Tensor)",
+        "projection_forward_with_moments",
+        backend,
+        f"{arguments} -> (Tensor, Tensor, Tensor)",
         forward_with_statistics,
         lambda x, weight, *rest: _forward_with_statistics_outputs(x, weight),
-        device_types,
         _flops,
     )
     define(
-        f"proj_bwd_{backend}(Tensor grad_out, Tensor x, Tensor weight, Tensor? sample_scale) "
-        "-> (Tensor, Tensor, Tensor)",
+        "projection_backward",
+        backend,
+        "(Tensor grad_out, Tensor x, Tensor weight, Tensor? sample_scale) -> (Tensor, Tensor, Tensor)",
         backward,
         lambda grad_out, x, weight, sample_scale: _backward_outputs(x, weight),
-        device_types,
         lambda grad_out, x, weight, sample_scale, **_: 2 * _flops(x, weight),
     )
 

@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from ..validation import (
+from ..common.validation import (
     check_bias,
     check_channels_last,
     check_device,

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from ..library import accumulation_dtype, converted
+from ..common.tensors import accumulation_dtype, converted
 
 
 def sums_by_channel(out: Tensor) -> tuple[Tensor, Tensor]:

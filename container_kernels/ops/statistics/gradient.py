@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The gradient of a tensor whose Σ out and M2 = Σ (out − mean)² by channel come from the pass that wrote it.
 
-    stats_grad_<backend>(out, grad_out, channel_sum, grad_sum, grad_m2)
+    statistics_gradient_<backend>(out, grad_out, channel_sum, grad_sum, grad_m2)
         -> grad_out + grad_sum + 2 · (out − mean) · grad_m2
 
 out and grad_out (…, C) and the result have one dtype, the vectors (C,) are in the accumulation dtype. mean is
@@ -13,9 +13,10 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .. import preference
-from ..backend import DEVICE_TYPES, why_not_here
-from ..library import define, new_empty, refuse_double_backward
+from ..common.tensors import new_empty
+from ..dispatch import preference
+from ..dispatch.backend import why_not_here
+from ..dispatch.registration import define, operator_of, refuse_double_backward
 
 # Beside "reference". On a GPU in bfloat16 plain PyTorch moves four times as many bytes; on a CPU one pass more.
 COMPILED = ("triton",)
@@ -42,7 +43,7 @@ def gradient_through_statistics(
         # many outputs at once (is_grads_batched) may have a dimension that those of the sums lack.
         is_batched = torch._C._functorch.is_legacy_batchedtensor(grad_out)
         return (total + grad_out if is_batched else total.add_(grad_out)).to(out.dtype)
-    operator = getattr(torch.ops.container_kernels, f"stats_grad_{name}")
+    operator = operator_of("statistics_gradient", name)
     return operator(out, grad_out, channel_sum, grad_sum, grad_m2)
 
 
@@ -66,13 +67,13 @@ def _register(backend: str) -> None:
         return total
 
     define(
-        f"stats_grad_{backend}(Tensor out, Tensor grad_out, Tensor channel_sum, Tensor grad_sum, Tensor grad_m2) "
-        "-> Tensor",
+        "statistics_gradient",
+        backend,
+        "(Tensor out, Tensor grad_out, Tensor channel_sum, Tensor grad_sum, Tensor grad_m2) -> Tensor",
         kernel,
         lambda out, *rest: _outputs(out),
-        DEVICE_TYPES[backend],
     )
-    refuse_double_backward(f"stats_grad_{backend}", backend)
+    refuse_double_backward("statistics_gradient", backend)
 
 
 for _backend in COMPILED:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_primitives import device_of, rounded
+from ..common.triton_primitives import device_of, rounded
 
 # Channels of a tile, and elements: 8 of each tensor a thread.
 MOST_CHANNELS, ELEMENTS = 128, 1024

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_primitives import device_of, rounded
+from ..common.triton_primitives import device_of, rounded
 
 # Rows of a tile's part of `partial`.
 ROWS = 4

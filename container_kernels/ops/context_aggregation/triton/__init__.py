@@ -9,8 +9,8 @@ import triton
 from torch import Tensor
 from triton import JITFunction
 
-from ...triton_fitting import fitting
-from ...triton_primitives import device_of, precision, tap_major
+from ...common.triton_fitting import fitting
+from ...common.triton_primitives import device_of, precision, tap_major
 from ..inputs import MixArguments, MixGradients
 from . import config as configs
 from .alignment import readable, spare_channels, widen, with_spare_channels

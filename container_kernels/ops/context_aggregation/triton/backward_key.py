@@ -8,7 +8,7 @@ of TAIL.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
+from ...common.triton_primitives import dot, rounded
 from .backward_row import finish_grad_v
 from .primitives import LN2, head_of, load_queries_to_weigh, load_tokens, locate, softmax_weights, store_tokens
 

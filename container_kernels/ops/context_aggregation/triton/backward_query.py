@@ -8,7 +8,7 @@ holds the static terms too), so the kernel walks the keys twice. Keys that fill 
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
+from ...common.triton_primitives import dot, rounded
 from .primitives import (
     LN2,
     head_of,

@@ -13,7 +13,7 @@ over the warps, and so do the two accumulators.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
+from ...common.triton_primitives import dot, rounded
 from .primitives import (
     LN2,
     add_local,

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from ...triton_tiles import BYTES_PER_WARP, kind, padded
+from ...common.triton_tiles import BYTES_PER_WARP, kind, padded
 
 # Row kernels hold keys × head_dim elements of each operand and accumulator in the registers of at most 8 warps:
 # 8192 is 32 a thread. A longer or wider head is cut into tiles of keys.

@@ -10,7 +10,7 @@ to what it gave, so neither alpha nor the softmax sum touches them.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
+from ...common.triton_primitives import dot, rounded
 from .primitives import (
     add_local,
     head_of,

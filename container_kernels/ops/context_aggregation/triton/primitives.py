@@ -12,7 +12,7 @@ kernel, the compiler sees it, and loads 16 bytes at once (by itself it knows onl
 import triton
 import triton.language as tl
 
-from ...triton_primitives import rounded
+from ...common.triton_primitives import rounded
 
 LN2 = tl.constexpr(0.6931471805599453)
 

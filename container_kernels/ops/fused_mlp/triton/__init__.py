@@ -9,13 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
+from ...common.triton_fitting import fitting
+from ...common.triton_matmul import row_scale
+from ...common.triton_primitives import device_of, precision
+from ...common.triton_rows import filled, filled_size, is_readable, row_unit
 from ...projection import triton as projection
 from ...projection.triton import ProductConfig
 from ...projection.triton import config as product_configs
-from ...triton_fitting import fitting
-from ...triton_primitives import device_of, precision
-from ...triton_product import row_scale
-from ...triton_rows import filled, filled_size, is_readable, row_unit
 from . import config as configs
 from .backward import backward_input_kernel, backward_weight_kernel
 from .config import ChipConfig

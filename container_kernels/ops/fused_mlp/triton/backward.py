@@ -9,8 +9,8 @@ grad_x sums over hidden units and the weights' gradients over tokens, so there i
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
-from ...triton_product import load_scale, remaining
+from ...common.triton_matmul import load_scale, remaining
+from ...common.triton_primitives import dot, rounded
 from .gelu import gelu_and_derivative
 from .primitives import load_matrix, remaining_units, store_matrix
 

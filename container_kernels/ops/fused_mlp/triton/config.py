@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import torch
 
+from ...common.triton_tiles import kind, padded
 from ...projection.triton.config import ProductConfig
-from ...triton_tiles import kind, padded
 
 # The most channels, in and out, with which the hidden layer stays on chip: `on_chip` says why.
 MAX_CHANNELS_ON_CHIP = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}

@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
-from ...triton_primitives import dot, rounded
-from ...triton_product import finish_branch, remaining
+from ...common.triton_matmul import finish_branch, remaining
+from ...common.triton_primitives import dot, rounded
 from .gelu import gelu
 from .primitives import load_matrix, remaining_units
 

@@ -13,7 +13,7 @@ grows with h without bound, so no h is too large.
 import triton
 import triton.language as tl
 
-from ...triton_primitives import INTERPRETED
+from ...common.triton_primitives import INTERPRETED
 
 LINEAR = tl.constexpr(0.79852)
 CUBIC = tl.constexpr(0.03499)

@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
-from ...triton_primitives import rounded
-from ...triton_product import load_scale, locate_tile, product, remaining
+from ...common.triton_matmul import load_scale, locate_tile, product, remaining
+from ...common.triton_primitives import rounded
 from .gelu import gelu, gelu_and_derivative
 from .primitives import store_matrix
 

@@ -5,9 +5,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ...common.triton_fitting import fitting
+from ...common.triton_primitives import device_of, tap_major
 from ...statistics import triton_partials
-from ...triton_fitting import fitting
-from ...triton_primitives import device_of, tap_major
 from . import config as configs
 from .backward import backward_weight_kernel
 from .config import DepthwiseConfig

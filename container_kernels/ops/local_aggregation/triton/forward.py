@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
+from ...common.triton_primitives import rounded
 from ...statistics.triton_partials import store_partial, tile_pivot
-from ...triton_primitives import rounded
 from .primitives import image_columns, load_row
 
 

@@ -7,8 +7,8 @@ Right for any window; `forward.py` and `backward.py` are those to be fast with.
 import triton
 import triton.language as tl
 
+from ...common.triton_primitives import rounded
 from ...statistics.triton_partials import store_partial, tile_pivot
-from ...triton_primitives import rounded
 from .primitives import image_columns, load_row
 
 

@@ -5,12 +5,12 @@ import torch
 import triton
 from torch import Tensor
 
+from ...common.tokens import scaled_samples
+from ...common.triton_fitting import fitting
+from ...common.triton_matmul import row_scale
+from ...common.triton_primitives import device_of, precision
+from ...common.triton_rows import filled, filled_size, is_readable, row_unit
 from ...statistics import triton_partials
-from ...tokens import scaled_samples
-from ...triton_fitting import fitting
-from ...triton_primitives import device_of, precision
-from ...triton_product import row_scale
-from ...triton_rows import filled, filled_size, is_readable, row_unit
 from . import config as configs
 from .config import ProductConfig
 from .forward import forward_kernel

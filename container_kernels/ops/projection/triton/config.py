@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from ...triton_tiles import kind, padded
+from ...common.triton_tiles import kind, padded
 
 # Columns that exist in no matrix, as a part of those that do: what a tile of 128 columns may pad.
 MAX_WASTE = 0.1

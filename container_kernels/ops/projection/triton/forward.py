@@ -4,8 +4,8 @@
 import triton
 import triton.language as tl
 
+from ...common.triton_matmul import finish_branch, locate_tile, product, remaining
 from ...statistics.triton_partials import store_partial, tile_pivot
-from ...triton_product import finish_branch, locate_tile, product, remaining
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -9,7 +9,7 @@ kernels take them in the accumulation dtype.
 import torch
 from torch import Tensor
 
-from .library import is_recorded
+from .recording import is_recorded
 
 
 def is_active(tensor) -> bool:

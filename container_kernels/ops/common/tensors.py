@@ -1,65 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Where the package's operators are registered, and the rules all of them share.
-
-Every kernel is an operator `container_kernels::<op>_<direction>_<backend>`, so a compiled or exported graph
-shows what ran. Definitions need torch alone; a backend's code is imported by the call that first uses it.
-"""
+"""Tensors as kernels and definitions take them: dtypes, layouts, addresses, outputs."""
 
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
-from typing import get_type_hints
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-NAMESPACE = "container_kernels"
-LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+from ..dispatch.recording import is_recorded
 
 _poison_outputs = False
-
-
-# How the schema language of torch calls the types of a named tuple's fields.
-_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", float: "float", bool: "bool"}
-
-
-def define(
-    signature: str,
-    kernel: Callable,
-    fake: Callable,
-    device_types: tuple[str, ...],
-    flops: Callable[..., int] | None = None,
-) -> None:
-    """Register operator `signature` with its `kernel` on each device type and its `fake` for tracing.
-
-    `flops`: of the arguments, shapes in the place of tensors: what the operator multiplies, whatever the
-    implementation, two for a multiply-add, as torch counts its own. None: it multiplies no matrices and no filters.
-    """
-    name = signature.split("(")[0]
-    LIBRARY.define(signature, tags=(torch.Tag.pt2_compliant_tag,))
-    for device_type in device_types:
-        LIBRARY.impl(name, kernel, device_type.upper())
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-    if flops is not None:
-        register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
-
-
-def parameters_of(inputs: type, skip: tuple[str, ...] = ()) -> str:
-    """The fields of the named tuple `inputs`, but for those of `skip`, as parameters of an operator."""
-    fields = get_type_hints(inputs).items()
-    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields if name not in skip)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype sums run in: float64 for float64, float32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def is_recorded() -> bool:
-    """Whether torch.export or torch.jit.trace records the call, for a program that runs without this package."""
-    # What torch.compiler.is_exporting() returns; tracing that call, torch 2.11's compiler takes it for True always.
-    return torch.compiler._is_exporting_flag or torch.jit.is_tracing()
 
 
 def definition_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -120,14 +75,3 @@ def poisoned_outputs():
         yield
     finally:
         _poison_outputs = previous
-
-
-def refuse_double_backward(name: str, backend: str) -> None:
-    """Make differentiating through backward operator `name` an error that says what to use instead."""
-
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"backend {backend!r} has no second derivatives; differentiate twice with backend='reference'"
-        )
-
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, lib=LIBRARY)

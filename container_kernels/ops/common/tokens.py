@@ -3,7 +3,7 @@
 
 from torch import Tensor
 
-from .library import accumulation_dtype, converted
+from .tensors import accumulation_dtype, converted
 
 
 def as_tokens(x: Tensor) -> Tensor:

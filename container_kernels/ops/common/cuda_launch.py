@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _extension
+from ... import _extension
 from .validation import MAX_WINDOW
 
 # Windows (square) that the kernels are compiled for (csrc/common/windows.h).

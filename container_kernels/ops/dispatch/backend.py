@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from .. import _env, _extension
+from ... import _env, _extension
 from . import preference
-from .library import is_recorded
+from .recording import is_recorded
+from .registration import DEVICE_TYPES
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
-
-# Device types each compiled backend registers its operators for.
-DEVICE_TYPES = {"cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu"), "cpu": ("cpu",)}
 
 _VARIABLE = "CONTAINER_KERNELS_BACKEND"
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
