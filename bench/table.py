@@ -3,7 +3,7 @@
 
     python -m bench.table                           everything
     python -m bench.table --only fused_mlp,model    some sections; all are context_aggregation, local_aggregation,
-                                                    fused_mlp, projection, block, model and column
+                                                    fused_mlp, projection, block, model and isotropic
     python -m bench.table --only local_aggregation --match 5×5   problems whose names have a regular expression
     python -m bench.table --no-compile              without torch.compile, which takes longer than all else
     python -m bench.table --limit 200               begins no problem after 200 seconds

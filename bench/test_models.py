@@ -9,6 +9,6 @@ def test_model(problem, implementation, measure):
     measure(problem, implementation)
 
 
-@pytest.mark.section("column")
-def test_column(problem, implementation, measure):
+@pytest.mark.section("isotropic")
+def test_isotropic(problem, implementation, measure):
     measure(problem, implementation)

@@ -124,7 +124,7 @@ def _second(setting: Setting) -> Iterator[Step]:
         yield Step(tool, f"every CUDA C++ kernel under {tool}", command, 55, 75, beside=tool != "memcheck")
     # Beside the sanitizers, which share the GPU in slices of time: what is timed comes after them.
     what = "the networks' kernels, and what torch.compile makes of the released network"
-    compiled = ("model,column,fused_mlp", "ratio 8" if setting.rehearsal else "light|ratio 8")
+    compiled = ("model,isotropic,fused_mlp", "ratio 8" if setting.rehearsal else "light|ratio 8")
     yield _compiled(setting, "compile", what, *compiled, 65, 75, "--match", "inference|step|ratio 8", beside=True)
     yield _table(setting, "light", "model", 24, 60, "--match", "light", kept=True, seconds=1.5)
     container = ("--leave-out", "light", "--batch", "64")
@@ -133,7 +133,7 @@ def _second(setting: Setting) -> Iterator[Step]:
     only = "fused_mlp" if setting.rehearsal else "model,fused_mlp"
     both = ("--match", "light|ratio 8")
     yield _table(setting, "compiled", only, 50, 80, *both, compile_alone=True, seconds=0.8)
-    yield _table(setting, "columns", "column", 25, 50, seconds=1.5)
+    yield _table(setting, "isotropic", "isotropic", 25, 50, seconds=1.5)
     profile = ["-m", "bench.profiling.step_profile", "--models", "container_light", "--output", "{work}/profile.json"]
     profile += ["--repeats", "5", "--limit", "{soft}"] + ([] if setting.rehearsal else ["--time"])
     yield Step("profile", "where a step spends its time", tuple(profile), 20, 40, partial=True)

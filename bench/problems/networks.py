@@ -21,7 +21,7 @@ from bench.problems.problem import TOLERANCE
 from bench.problems.released_network import MixBlock, ReleasedNetwork, StaticBlock
 from bench.timing import Contender
 from container_kernels import ContainerBlock
-from container_kernels.models.names import translated
+from container_kernels.models.key_mapping import translated
 
 DIMS, DEPTHS, HEADS, RATIOS, STRIDES = (64, 128, 320, 512), (3, 4, 8, 3), (2, 4, 10, 16), (8, 8, 4, 4), (4, 2, 2, 2)
 MIXING_STAGES = {"container_light": (4,), "container": (1, 2, 3, 4)}

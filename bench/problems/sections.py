@@ -6,16 +6,16 @@ A GPU gets the batch that fills it; a CPU a sixteenth of it.
 
 from collections.abc import Iterator, Sequence
 
-from bench.problems.columns import ColumnProblem
 from bench.problems.context_aggregation import ContextAggregationProblem
 from bench.problems.fused_mlp import FusedMlpProblem
+from bench.problems.isotropic import IsotropicProblem
 from bench.problems.local_aggregation import LocalAggregationProblem
 from bench.problems.networks import BlockProblem, ModelProblem
 from bench.problems.problem import Problem
 from bench.problems.projection import ProjectionProblem
 from container_kernels.testing import MixCase
 
-SECTIONS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection", "block", "model", "column")
+SECTIONS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection", "block", "model", "isotropic")
 
 # Batch on a GPU, height, width, channels, heads.
 CONTEXT_AGGREGATION_SHAPES = (
@@ -46,7 +46,7 @@ BLOCKS = ((4, True, 128, 7), (3, True, 128, 14), (2, False, 128, 28), (1, False,
 MODELS = (("container_light", 128, 8, 224), ("container", 128, 2, 224))
 
 # Name, batch on a GPU, batch on a CPU; the image is 224×224.
-COLUMNS = (("deit_small", 128, 4), ("mixer", 128, 2))
+ISOTROPIC = (("deit_small", 128, 4), ("mixer", 128, 2))
 
 CPU_BATCH_DIVISOR = 16
 
@@ -103,10 +103,10 @@ def _model(device: str, models=MODELS) -> Iterator[Problem]:
             yield ModelProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, size)
 
 
-def _column(device: str, models=COLUMNS) -> Iterator[Problem]:
+def _isotropic(device: str, models=ISOTROPIC) -> Iterator[Problem]:
     for model, on_gpu, on_cpu in models:
         for training in (False, True):
-            yield ColumnProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, 224)
+            yield IsotropicProblem(device, training, model, on_gpu if device == "cuda" else on_cpu, 224)
 
 
 _SECTIONS = {
@@ -116,7 +116,7 @@ _SECTIONS = {
     "projection": _projection,
     "block": _block,
     "model": _model,
-    "column": _column,
+    "isotropic": _isotropic,
 }
 _SMALL = {
     "context_aggregation": lambda device: _context_aggregation(device, CONTEXT_AGGREGATION_SHAPES[:3]),
@@ -125,5 +125,5 @@ _SMALL = {
     "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),
-    "column": lambda device: _column(device, (("deit_small", 128, 1),)),
+    "isotropic": lambda device: _isotropic(device, (("deit_small", 128, 1),)),
 }

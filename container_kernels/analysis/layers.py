@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import ContextAggregation
-from ..modules.deploy import FusedContainerBlock
+from ..modules.fused_block import FusedContainerBlock
 
 
 def aggregation_layers(model: nn.Module) -> dict[str, ContextAggregation]:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Networks, registered with timm: `timm.create_model("container_light")`."""
 
-from . import column_variants, container_variants  # noqa: F401 - timm learns their names
+from . import container_variants, isotropic_variants  # noqa: F401 - timm learns their names
+from .base import Network
 from .checkpoint import load_checkpoint
-from .column import ColumnContainer
 from .container import Container
-from .network import Network
+from .isotropic import IsotropicContainer
 
-__all__ = ["ColumnContainer", "Container", "Network", "load_checkpoint"]
+# The name until version 0.1.
+ColumnContainer = IsotropicContainer
+
+__all__ = ["ColumnContainer", "Container", "IsotropicContainer", "Network", "load_checkpoint"]

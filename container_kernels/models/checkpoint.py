@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..modules.deploy import refuse_weights_of_the_other_kind
+from ..modules.fused_block import refuse_weights_of_the_other_kind
 from .checkpoint_file import CheckpointFileError, read_checkpoint_file, state_dict_of
-from .names import translated
-from .resizing import resized
+from .grid_resizing import resized
+from .key_mapping import translated
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

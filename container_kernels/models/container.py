@@ -13,7 +13,7 @@ from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
 from ..modules.dense_affinity import Grid
 from ..modules.sharding import own_output
-from .network import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
+from .base import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
 
 torch.fx.wrap("check_images")  # kept whole
 

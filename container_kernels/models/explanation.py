@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..modules.block import ContainerBlock
-from ..modules.deploy import FusedContainerBlock
+from ..modules.fused_block import FusedContainerBlock
 from ..modules.fusion import fusion_after_fuse
 from ..ops.dispatch.backend import Choice, recorded_choices
 

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from ..ops.fold_norm import Moments
 from .context_aggregation import ContextAggregation, Mixing, Static
-from .deploy import FusedContainerBlock, refuse_weights_of_the_other_kind
-from .folding import affine_of, needs_statistics
+from .fused_block import FusedContainerBlock, refuse_weights_of_the_other_kind
+from .fusible import sample_scale
 from .fusion import Fusion, fusion_of
+from .linear import ChannelMlp
 from .local_aggregation import LocalAggregation
-from .plain import sample_scale
-from .pointwise import PointwiseMlp
+from .norm_folding import affine_of, needs_statistics
 from .sharding import own_output
 from .validation import check_probability
 
@@ -97,7 +97,7 @@ class ContainerBlock(nn.Module):
             raise ValueError("pos_embed: expected False because prefix tokens have no place on the grid, got True")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = norm_layer(dim, **factory)
-        self.mlp = PointwiseMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
+        self.mlp = ChannelMlp(dim, int(dim * mlp_ratio), act_layer, drop, **factory)
         self.register_load_state_dict_pre_hook(refuse_weights_of_the_other_kind)
 
     def fuse(self) -> nn.Module:
@@ -130,7 +130,7 @@ class ContainerBlock(nn.Module):
         if fusion.aggregation is not None:
             return x + self.drop_path(self.aggregation(self.norm1(x))), None
         branch, norm = (x, affine_of(self.norm1, statistics)) if fusion.norm1 is None else (self.norm1(x), None)
-        return self.aggregation.fused(
+        return self.aggregation.forward_fused(
             branch,
             norm,
             residual=x,
@@ -143,4 +143,4 @@ class ContainerBlock(nn.Module):
         if fusion.norm2 is not None or fusion.mlp is not None:
             return x + self.drop_path(self.mlp(self.norm2(x)))
         norm = affine_of(self.norm2, statistics)
-        return self.mlp.fused(x, norm, residual=True, sample_scale=sample_scale(self.drop_path, x))
+        return self.mlp.forward_fused(x, norm, residual=True, sample_scale=sample_scale(self.drop_path, x))

@@ -14,10 +14,10 @@ from ..ops.dispatch.autocast import activation_dtype
 from ..ops.fold_norm import Moments
 from ..ops.projection import projection, projection_with_moments
 from .dense_affinity import resize_affinity
-from .folding import Affine
+from .fusible import reasons, why_active, why_not_plain
 from .initialization import init_local
-from .plain import reasons, why_active, why_not_plain
-from .pointwise import Pointwise
+from .linear import ChannelLinear
+from .norm_folding import Affine
 from .sharding import own_output
 from .token_mlp import TokenMlp
 from .validation import check_grid, check_image, check_probability, window_name, window_of
@@ -99,7 +99,7 @@ class ContextAggregation(nn.Module):
 
         # Query, key and value in that order, each split into heads in channel order; the value alone without attention.
         width = 3 * dim if dynamic else dim
-        self.in_proj = Pointwise(dim, width, bias=qkv_bias, **factory) if projections else nn.Identity()
+        self.in_proj = ChannelLinear(dim, width, bias=qkv_bias, **factory) if projections else nn.Identity()
         self.local_weight = self.local_bias = self.affinity = self.token_mlp = None
         if static in ("local", "both"):
             self.local_weight = nn.Parameter(torch.empty(dim, *window_of(kernel_size), **factory))
@@ -115,7 +115,7 @@ class ContextAggregation(nn.Module):
         elif self.mixing == "free":
             self.alpha = nn.Parameter(torch.empty(1, **factory))
             self.beta = nn.Parameter(torch.empty(1, **factory))
-        self.out_proj = Pointwise(dim, dim, **factory) if projections else nn.Identity()
+        self.out_proj = ChannelLinear(dim, dim, **factory) if projections else nn.Identity()
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
 
@@ -172,14 +172,14 @@ class ContextAggregation(nn.Module):
         return own_output(self, self.proj_drop(self.out_proj(y.permute(0, 3, 1, 2))))
 
     def why_not_fusible(self) -> str | None:
-        """None where `fused` computes what the layers would, one after the other."""
+        """None where `forward_fused` computes what the layers would, one after the other."""
         return reasons(
-            in_proj=why_not_plain(self.in_proj, Pointwise),
-            out_proj=why_not_plain(self.out_proj, Pointwise),
+            in_proj=why_not_plain(self.in_proj, ChannelLinear),
+            out_proj=why_not_plain(self.out_proj, ChannelLinear),
             proj_drop=why_active(self.proj_drop),
         )
 
-    def fused(
+    def forward_fused(
         self,
         x: Tensor,
         norm: Affine | None = None,

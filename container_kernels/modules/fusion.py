@@ -7,10 +7,10 @@ from typing import NamedTuple
 from torch import nn
 
 from .context_aggregation import ContextAggregation
-from .folding import why_not_foldable, why_unknown
+from .fusible import reasons, why_not_plain, why_not_sample_scale
+from .linear import ChannelMlp, why_not_exact_gelu
 from .local_aggregation import LocalAggregation
-from .plain import reasons, why_not_plain, why_not_sample_scale
-from .pointwise import PointwiseMlp, why_not_exact_gelu
+from .norm_folding import why_not_foldable, why_unknown
 
 
 class Fusion(NamedTuple):
@@ -32,7 +32,7 @@ def fusion_of(block: nn.Module) -> Fusion:
     """Of a `ContainerBlock` as it is now, in training or in evaluation mode."""
     position, drop_path = _why_position_called(block), _why_drop_path_called(block)
     aggregation = _why_aggregation_called(block) or drop_path
-    mlp = why_not_plain(block.mlp, PointwiseMlp) or block.mlp.why_not_fusible() or drop_path
+    mlp = why_not_plain(block.mlp, ChannelMlp) or block.mlp.why_not_fusible() or drop_path
     # Batch statistics are made by the passes that write the norms' inputs.
     embeds = position is None and isinstance(block.pos_embed, LocalAggregation)
     return Fusion(
@@ -50,7 +50,7 @@ def fusion_after_fuse(block: nn.Module) -> Fusion:
     aggregation = _why_aggregation_called(block) or drop_path
     if aggregation is None and block.aggregation.token_mlp is not None:
         aggregation = "has a token MLP"
-    mlp = why_not_plain(block.mlp, PointwiseMlp) or block.mlp.why_projections_called() or drop_path
+    mlp = why_not_plain(block.mlp, ChannelMlp) or block.mlp.why_projections_called() or drop_path
     return Fusion(
         _why_position_called(block),
         _why_norm_called(block.norm1, False, aggregation),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from container_kernels.analysis import aggregation_layers, layer_inputs
-from container_kernels.modules.plain import has_hooks
+from container_kernels.modules.fusible import has_hooks
 
 
 @pytest.fixture(scope="module")

@@ -134,9 +134,9 @@ def test_every_problem_is_measured_once_and_what_decides_most_first():
     assert len(mlp) == 4 and all("64 channels" in name or "128 channels" in name for name in mlp)
     ops = sections.all_problems("cuda", OPS)
     assert Counter([*mix, *wide, *mlp, *rest]) == Counter(problem.name for problem in ops)
-    networks = sections.all_problems("cuda", ("model", "column"))
-    light, container, columns = measured_by(2, compile_alone=False)
-    assert Counter([*light, *container, *columns]) == Counter(problem.name for problem in networks)
+    networks = sections.all_problems("cuda", ("model", "isotropic"))
+    light, container, isotropic = measured_by(2, compile_alone=False)
+    assert Counter([*light, *container, *isotropic]) == Counter(problem.name for problem in networks)
     assert all(name.startswith("container_light") for name in light) and len(light) == len(container) == 2
 
 

@@ -6,9 +6,9 @@ import torch
 
 from bench.names import COMPILED, EAGER, NOT_FUSED, OURS
 from bench.problems import context_aggregation, local_aggregation, networks
-from bench.problems.columns import ColumnProblem
 from bench.problems.context_aggregation import ContextAggregationProblem
 from bench.problems.fused_mlp import FusedMlpProblem
+from bench.problems.isotropic import IsotropicProblem
 from bench.problems.local_aggregation import LocalAggregationProblem
 from bench.problems.networks import BlockProblem, ModelProblem
 from bench.problems.problem import checked_contenders, contender_names
@@ -24,8 +24,8 @@ def tiny_problems():
         BlockProblem("cpu", False, 1, False, 2, 6),
         ModelProblem("cpu", False, "container", 2, 64),
         ModelProblem("cpu", True, "container_light", 4, 64),
-        ColumnProblem("cpu", False, "mixer", 1, 32),
-        ColumnProblem("cpu", True, "deit_small", 2, 32),
+        IsotropicProblem("cpu", False, "mixer", 1, 32),
+        IsotropicProblem("cpu", True, "deit_small", 2, 32),
         FusedMlpProblem("cpu", True, 2, 30, 16, 4),
         ProjectionProblem("cpu", True, 2, 30, 16, 16),
         ProjectionProblem("cpu", False, 2, 30, 16, 48),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import roofline
-from bench.problems.columns import ColumnProblem
+from bench.problems.isotropic import IsotropicProblem
 from bench.problems.networks import ModelProblem
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -51,5 +51,5 @@ def test_model_costs_are_torchs_count(model, multiply_adds):
 
 @pytest.mark.parametrize(("model", "multiply_adds"), [("deit_small", 4.60e9), ("mixer", 12.60e9)])
 def test_column_costs_are_torchs_count(model, multiply_adds):
-    cost = roofline.total(ColumnProblem("cpu", False, model, 1, 224).kernels)
+    cost = roofline.total(IsotropicProblem("cpu", False, model, 1, 224).kernels)
     assert cost.flops / 2 == pytest.approx(multiply_adds, rel=0.01)

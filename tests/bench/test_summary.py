@@ -73,7 +73,7 @@ def test_summary_reads_what_the_table_wrote():
 @pytest.fixture
 def measured():
     """The problems of both stages' tables, CONTAINER with the batch that it has there."""
-    problems = sections.all_problems("cuda", (*OPS, "model", "column"))
+    problems = sections.all_problems("cuda", (*OPS, "model", "isotropic"))
     (step,) = [step for stage in LIMITS for step in steps(stage, Setting(16, Path())) if step.name == "times-container"]
     batch = int(step.command[step.command.index("--batch") + 1])
     return [replace(p, batch=batch) if p.name.startswith("container ") else p for p in problems]

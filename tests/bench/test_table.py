@@ -75,7 +75,7 @@ def test_table_refuses_an_unknown_section(capsys):
     with pytest.raises(SystemExit):
         table.parse_options(["--only", "fused_mlp,depthwise"])
     assert (
-        "expected some of context_aggregation, local_aggregation, fused_mlp, projection, block, model, column, "
+        "expected some of context_aggregation, local_aggregation, fused_mlp, projection, block, model, isotropic, "
         "got 'depthwise'" in capsys.readouterr().err
     )
 
@@ -176,7 +176,7 @@ def test_problems_and_contenders_are_chosen_by_options():
     named = [problem.name for problem in problems("--only", "local_aggregation", "--match", "5×5")]
     assert len(named) == 8 and all("5×5" in name for name in named)
     assert len(problems("--only", "local_aggregation", "--leave-out", "5×5")) == 16
-    assert {problem.batch for problem in problems("--only", "model,column", "--batch", "32")} == {32}
+    assert {problem.batch for problem in problems("--only", "model,isotropic", "--batch", "32")} == {32}
     (mix, *_) = problems("--only", "context_aggregation")
     for options, left_out, kept in (
         (["--no-compile"], {COMPILED}, {OURS, EAGER, "ours on cuda"}),

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny_networks import COLUMNS, PYRAMIDS
+from tiny_networks import ISOTROPIC, PYRAMIDS
 from tiny_networks import tiny as tiny_network
 
 from container_kernels import use_backend
@@ -357,7 +357,7 @@ def test_exports_to_plain_pytorch(name, settings):
     torch.testing.assert_close(program.module()(other), model(other))
 
 
-@pytest.mark.parametrize("name", [*PYRAMIDS, *COLUMNS])
+@pytest.mark.parametrize("name", [*PYRAMIDS, *ISOTROPIC])
 def test_deterministic_construction(name):
     torch.manual_seed(3)
     first = tiny_network(name).state_dict()

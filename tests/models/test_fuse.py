@@ -16,7 +16,7 @@ from torch import nn
 
 from container_kernels.models import load_checkpoint
 from container_kernels.modules import ContainerBlock
-from container_kernels.modules.deploy import ChannelAffine, FusedContainerBlock
+from container_kernels.modules.fused_block import ChannelAffine, FusedContainerBlock
 
 TINY = {"embed_dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
 # A block of each kind.

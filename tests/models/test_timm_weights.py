@@ -11,7 +11,7 @@ from tiny_networks import trained
 
 from container_kernels import use_backend
 from container_kernels.models import load_checkpoint
-from container_kernels.models.names import translated
+from container_kernels.models.key_mapping import translated
 
 SMALL = {"img_size": 32, "patch_size": 4, "num_classes": 10}
 DEIT = {"embed_dim": 48, "num_heads": 3, "depth": 2}

@@ -4,7 +4,7 @@ import timm
 import torch
 
 PYRAMIDS = ("container", "container_light", "h_deit", "container_depthwise")
-COLUMNS = ("deit_small", "container_pam", "mixer", "mh_mixer")  # deit_tiny is deit_small, made small
+ISOTROPIC = ("deit_small", "container_pam", "mixer", "mh_mixer")  # deit_tiny is deit_small, made small
 _PYRAMID = {
     "embed_dims": (16, 24, 32, 48),
     "depths": (1, 1, 2, 1),

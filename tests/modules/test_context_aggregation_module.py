@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation
-from container_kernels.modules.pointwise import Pointwise
+from container_kernels.modules.linear import ChannelLinear
 
 
 def linear(layer, tokens):
@@ -218,7 +218,7 @@ def test_empty_batch(settings):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 6, 1, 1), (1, 1, 4, 3)], ids=str)
 def test_pointwise_is_a_1x1_convolution(shape, dtype, channels_last):
-    layer = Pointwise(shape[1], 5, dtype=dtype)
+    layer = ChannelLinear(shape[1], 5, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight[..., None, None], layer.bias))

@@ -10,8 +10,8 @@ from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
 from container_kernels import ContainerBlock
-from container_kernels.modules.folding import Affine, affine_of, needs_statistics, why_unknown
-from container_kernels.modules.plain import sample_scale
+from container_kernels.modules.fusible import sample_scale
+from container_kernels.modules.norm_folding import Affine, affine_of, needs_statistics, why_unknown
 from container_kernels.ops.fold_norm import Moments
 
 

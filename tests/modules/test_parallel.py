@@ -15,8 +15,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 from container_kernels import ContainerBlock, ContextAggregation, LocalAggregation
-from container_kernels.models.network import PatchEmbed
-from container_kernels.modules.pointwise import Pointwise, PointwiseMlp
+from container_kernels.models.base import PatchEmbed
+from container_kernels.modules.linear import ChannelLinear, ChannelMlp
 
 WORLD = 2
 
@@ -135,8 +135,8 @@ def check_outputs_of_sharded_layers(rank, store):
             ContainerBlock(16, 2, dynamic=False, pos_embed=False),
             ContextAggregation(16, 2),
             LocalAggregation(16),
-            Pointwise(16, 16),
-            PointwiseMlp(16, 32),
+            ChannelLinear(16, 16),
+            ChannelMlp(16, 32),
             PatchEmbed(16, 16, 1),
         )
         for layer in layers:

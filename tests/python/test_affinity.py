@@ -17,7 +17,7 @@ from training.errors import CheckpointError, DataError, OptionError
 
 from container_kernels import ContainerBlock
 from container_kernels.analysis import LayerAffinities, aggregation_layers, layer_inputs, mean_distances
-from container_kernels.models import ColumnContainer, Container
+from container_kernels.models import Container, IsotropicContainer
 
 NAMES = ["stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1", "stages.3.blocks.0"]
 
@@ -170,7 +170,7 @@ def test_layers_without_a_matrix_are_skipped_with_the_reason():
 
 @pytest.mark.parametrize("static", ["dense", None])
 def test_a_class_token_is_beside_the_grid(static):
-    model = ColumnContainer(
+    model = IsotropicContainer(
         (16, 32), 8, num_classes=3, embed_dim=8, depth=2, num_heads=2, mlp_ratio=1, static=static, mixing="free"
     ).eval()
     image = torch.randn(1, 3, 16, 32)

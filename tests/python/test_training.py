@@ -223,7 +223,7 @@ def test_other_parts_run(images, tmp_path):
 
 def test_grad_checkpointing_reaches_the_network(images, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("container_kernels.models.network.checkpoint", lambda block, x: calls.append(1) or block(x))
+    monkeypatch.setattr("container_kernels.models.base.checkpoint", lambda block, x: calls.append(1) or block(x))
     arguments = ["--model", "container_tiny", "--epochs", "1", "--limit-batches", "2", "--warmup-epochs", "0"]
     train.main(small_run(images, tmp_path / "run", *arguments))
     assert not calls

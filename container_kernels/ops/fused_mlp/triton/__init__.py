@@ -17,10 +17,10 @@ from ...projection import triton as projection
 from ...projection.triton import ProductConfig
 from ...projection.triton import config as product_configs
 from . import config as configs
-from .backward import backward_input_kernel, backward_weight_kernel
 from .config import ChipConfig
-from .forward import forward_kernel
-from .hidden import hidden_gradient_kernel, hidden_kernel
+from .narrow_backward import backward_input_kernel, backward_weight_kernel
+from .narrow_forward import forward_kernel
+from .wide import hidden_gradient_kernel, hidden_kernel
 
 __all__ = ["ChipConfig", "backward", "forward"]
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from tiny_networks import COLUMNS, tiny, trained
+from tiny_networks import ISOTROPIC, tiny, trained
 from torch import nn
 
 from container_kernels import ContextAggregation
@@ -36,7 +36,7 @@ def test_a_layer_made_without_memory_gets_its_initial_values():
     assert all(parameter.isfinite().all() and parameter.std() > 0 for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_the_final_norm_learns_with_the_last_block(name):
     matcher = tiny(name).group_matcher()
     layers = timm.models.group_parameters(tiny(name), matcher, reverse=True)
@@ -61,7 +61,7 @@ def test_a_new_classifier_is_as_the_network(training):
     assert 0.01 < model.head.weight.float().std() < 0.03 and not model.head.bias.any()
 
 
-@pytest.mark.parametrize("name", ["deit_tiny", *COLUMNS])
+@pytest.mark.parametrize("name", ["deit_tiny", *ISOTROPIC])
 def test_what_timm_knows(name):
     config = timm.create_model(name, device="meta").pretrained_cfg
     half = (0.5, 0.5, 0.5)

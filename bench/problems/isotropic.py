@@ -16,7 +16,7 @@ BASELINES = {"deit_small": "deit_small_patch16_224", "mixer": "mixer_b16_224"}
 
 
 @dataclass(frozen=True)
-class ColumnProblem(ModelProblem):
+class IsotropicProblem(ModelProblem):
     """DeiT-S or MLP-Mixer-B/16: inference, or a training step."""
 
     @property

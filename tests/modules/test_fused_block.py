@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from container_kernels import ContainerBlock, LocalAggregation, use_backend
-from container_kernels.modules.deploy import ChannelAffine, FusedContainerBlock
+from container_kernels.modules.fused_block import ChannelAffine, FusedContainerBlock
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 ACTIVATIONS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layers that work on each pixel alone: the projection and the MLP."""
+"""Layers over the channels of each pixel: the projection and the MLP."""
 
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
@@ -8,13 +8,13 @@ from ..ops.dispatch.autocast import activation_dtype
 from ..ops.dispatch.backend import why_class_matters
 from ..ops.fused_mlp import fused_mlp
 from ..ops.projection import projection
-from .folding import Affine
-from .plain import reasons, why_active, why_not_plain
+from .fusible import reasons, why_active, why_not_plain
+from .norm_folding import Affine
 from .sharding import own_output
 
 
 @register_notrace_module  # torch.fx keeps the layer whole
-class Pointwise(nn.Linear):
+class ChannelLinear(nn.Linear):
     """A linear layer over the channels of an image, the same as a 1×1 convolution; parameters as in `nn.Linear`.
 
     Shape: (B, in_features, H, W) to (B, out_features, H, W); the result is in `torch.channels_last`, and nothing is
@@ -30,8 +30,8 @@ class Pointwise(nn.Linear):
 
 
 @register_notrace_module
-class PointwiseMlp(nn.Module):
-    """Two pointwise layers with an activation between; dropout after each.
+class ChannelMlp(nn.Module):
+    """Two linear layers over channels with an activation between; dropout after each.
 
     Where the activation is the exact GELU and nothing is dropped, that is one operation: `fused_mlp`.
 
@@ -48,32 +48,32 @@ class PointwiseMlp(nn.Module):
         dtype=None,
     ) -> None:
         super().__init__()
-        self.fc1 = Pointwise(dim, hidden_dim, device=device, dtype=dtype)
+        self.fc1 = ChannelLinear(dim, hidden_dim, device=device, dtype=dtype)
         self.act = act_layer()
         self.drop1 = nn.Dropout(drop)
-        self.fc2 = Pointwise(hidden_dim, dim, device=device, dtype=dtype)
+        self.fc2 = ChannelLinear(hidden_dim, dim, device=device, dtype=dtype)
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.why_not_fusible() is None:
-            return own_output(self, self.fused(x))
+            return own_output(self, self.forward_fused(x))
         x = self.drop1(self.act(self.fc1(x)))
         return own_output(self, self.drop2(self.fc2(x)))
 
     def why_not_fusible(self) -> str | None:
-        """None where `fused` computes what the layers would, one after the other."""
+        """None where `forward_fused` computes what the layers would, one after the other."""
         return self.why_projections_called() or reasons(act=why_not_exact_gelu(self.act))
 
     def why_projections_called(self) -> str | None:
         """The same, but for the activation."""
         return reasons(
-            fc1=why_not_plain(self.fc1, Pointwise),
+            fc1=why_not_plain(self.fc1, ChannelLinear),
             drop1=why_active(self.drop1),
-            fc2=why_not_plain(self.fc2, Pointwise),
+            fc2=why_not_plain(self.fc2, ChannelLinear),
             drop2=why_active(self.drop2),
         )
 
-    def fused(
+    def forward_fused(
         self, x: Tensor, norm: Affine | None = None, *, residual: bool = False, sample_scale: Tensor | None = None
     ) -> Tensor:
         """sample_scale · mlp(norm(x)) (+ x), where nothing speaks against it (`why_not_fusible`)."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ops.common.tensors import accumulation_dtype
 from ..ops.fold_norm import Moments, fold_norm, track_moments
-from .plain import why_altered
+from .fusible import why_altered
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 _FROZEN_BUFFERS = {"weight", "bias", "running_mean", "running_var"}

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from ..modules import ContainerBlock
 from ..modules.context_aggregation import Mixing, Static
-from .network import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
+from .base import Blocks, Network, PatchEmbed, as_size, check_images, grid_of, init_truncated
 
 torch.fx.wrap("check_images")  # kept whole
 
 _POOLING = ("", "token", "avg", "avgmax", "max")
 
 
-class ColumnContainer(Network):
+class IsotropicContainer(Network):
     """Context aggregation network of one resolution, with class token and learned position embedding if wanted.
 
     `class_token=True`: the blocks see a column of tokens, an image (B, C, 1 + H·W, 1); a static affinity is then dense.

@@ -7,13 +7,13 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import reparameterize_model
-from tiny_networks import COLUMNS, tiny, trained
+from tiny_networks import ISOTROPIC, tiny, trained
 from torch import nn
 
 from container_kernels import use_backend
-from container_kernels.models import ColumnContainer, load_checkpoint
+from container_kernels.models import ColumnContainer, IsotropicContainer, load_checkpoint
 from container_kernels.modules import ContainerBlock
-from container_kernels.modules.deploy import ChannelAffine, FusedContainerBlock
+from container_kernels.modules.fused_block import ChannelAffine, FusedContainerBlock
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
@@ -41,7 +41,7 @@ def test_parameter_counts(name, parameters):
     assert timm.is_model(name) and model.pretrained_cfg["fixed_input_size"]
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_usual_arguments(name):
     pooled = {"global_pool": "max"}
     model = tiny(name, in_chans=1, drop_rate=0.5, proj_drop_rate=0.2, drop_path_rate=0.4, img_size=(16, 24), **pooled)
@@ -56,7 +56,7 @@ def test_usual_arguments(name):
 def test_settings_of_the_variants():
     """What each is made of: (dynamic, static, heads, mixing, class token)."""
     settings = {}
-    for name in (*COLUMNS, "deit_tiny"):
+    for name in (*ISOTROPIC, "deit_tiny"):
         model = timm.create_model(name, device="meta")
         layers = {(a.dynamic, a.static, a.num_heads, a.mixing) for a in (block.aggregation for block in model.blocks)}
         assert len(model.blocks) == 12 and all(type(block) is ContainerBlock for block in model.blocks)
@@ -92,7 +92,7 @@ def test_initialization():
     assert 0.018 < model.head.weight.std() < 0.022
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_forward_parts(name):
     model, x = trained(tiny(name)).eval(), image(2, 3, 32, 32)
     features = model.forward_features(x)
@@ -108,7 +108,7 @@ def test_forward_parts(name):
     torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), model(x))
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_reset_classifier(name):
     model, x = tiny(name), image(2, 3, 32, 32)
     model.reset_classifier(7)
@@ -128,7 +128,7 @@ def test_pooling_that_cannot_be():
         tiny("deit_small", global_pool="mean")
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 @pytest.mark.parametrize("out_indices", [(0, 2), (-2,), 1])
 def test_features_only(name, out_indices):
     model = trained(tiny(name, features_only=True, out_indices=out_indices, img_size=(16, 24))).eval()
@@ -153,7 +153,7 @@ def test_other_extractors_give_what_blocks_give(name, kind):
     assert [y.shape for y in model(image(2, 3, 32, 32))] == [(2, 24, *grid)] * 2
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_forward_intermediates(name):
     model, x = trained(tiny(name)).eval(), image(2, 3, 32, 32)
     final, all_blocks = model.forward_intermediates(x)
@@ -180,7 +180,7 @@ def test_prefix_tokens():
     assert outputs[0].shape == (2, 24, 4, 4)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_prune_intermediate_layers(name):
     model, x = trained(tiny(name)).eval(), image(2, 3, 32, 32)
     before = model.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
@@ -193,7 +193,7 @@ def test_prune_intermediate_layers(name):
     assert model(x).shape == (2, model.num_prefix_tokens + 16, 24)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_group_matcher_orders_every_parameter(name):
     model = tiny(name)
     groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
@@ -206,7 +206,7 @@ def test_group_matcher_orders_every_parameter(name):
         assert parameter is None or scale[id(parameter)] == scales[0]
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_weight_decay_is_for_matrices(name):
     model = tiny(name)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -216,7 +216,7 @@ def test_weight_decay_is_for_matrices(name):
     assert decayed == {name for name in names.values() if name.endswith(matrices) and "norm" not in name}
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_grad_checkpointing_recomputes_the_same_gradients(name):
     model, x = trained(tiny(name)).train(), image(2, 3, 32, 32)
     calls = []
@@ -252,7 +252,7 @@ def test_wrong_size_of_image():
         free(image(1, 3, 32, 4))
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_backends_agree(name):
     model, x = trained(tiny(name)), image(2, 3, 32, 32)
     runs = []
@@ -267,14 +267,14 @@ def test_backends_agree(name):
         torch.testing.assert_close(ours / scale, reference / scale, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_compiles_as_one_graph(name, fresh_compiler):
     model, x = trained(tiny(name, depth=1)).eval(), image(2, 3, 32, 32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 @pytest.mark.parametrize("fused", [False, True])
 def test_exports_to_plain_pytorch(name, fused):
     """Any batch, by the default export."""
@@ -288,7 +288,7 @@ def test_exports_to_plain_pytorch(name, fused):
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm", [{}, {"norm_layer": nn.BatchNorm2d}], ids=["layer norm", "batch norm"])
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_fuse(name, norm, tmp_path):
     model = trained(tiny(name, drop_path_rate=0.2, **norm).double()).eval()
     x = image(2, 3, 32, 32, dtype=torch.float64)
@@ -309,7 +309,7 @@ def test_fuse(name, norm, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_half_precision(name):
     model, x = trained(tiny(name)).eval(), image(2, 3, 32, 32)
     exact = copy.deepcopy(model).double()(x.double())
@@ -320,7 +320,7 @@ def test_half_precision(name):
         assert (y - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", ISOTROPIC)
 def test_learns(name):
     """Every parameter gets a gradient, and a few steps reduce the loss."""
     model, x, y = tiny(name), image(8, 3, 32, 32), torch.arange(8)
@@ -340,4 +340,8 @@ def test_whole_network_is_copied_and_saved(tmp_path):
     model, x = trained(tiny("container_pam")).eval(), image(2, 3, 32, 32)
     torch.save(model, tmp_path / "model.pth")
     assert torch.equal(torch.load(tmp_path / "model.pth", weights_only=False)(x), model(x))
-    assert isinstance(copy.deepcopy(model), ColumnContainer)
+    assert isinstance(copy.deepcopy(model), IsotropicContainer)
+
+
+def test_the_old_name_is_kept():
+    assert ColumnContainer is IsotropicContainer

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..modules import ContextAggregation
 from ..modules.dense_affinity import Grid
-from ..modules.deploy import ChannelAffine
-from ..modules.folding import affine_of, why_not_foldable
+from ..modules.fused_block import ChannelAffine
+from ..modules.norm_folding import affine_of, why_not_foldable
 from ..modules.sharding import own_output
 from .checkpoint import refuse_other_norm, shortened, translate_names
 from .explanation import explain_blocks, explanation

@@ -25,10 +25,10 @@ from ..ops.fused_mlp import fused_mlp
 from ..ops.local_aggregation import local_aggregation
 from ..ops.projection import projection
 from .context_aggregation import ContextAggregation
-from .folding import affine_of
 from .fusion import Fusion, fusion_after_fuse
+from .linear import ChannelMlp
 from .local_aggregation import LocalAggregation
-from .pointwise import PointwiseMlp
+from .norm_folding import affine_of
 from .validation import check_grid, check_image
 
 # What runs around a module's forward. Hooks of its state dict are left out: a fused block has another one.
@@ -157,7 +157,7 @@ class _FusedAggregation(_Constants):
 class _FusedMlp(_Constants):
     """x + mlp(norm(x)), where the layer's projections are plain; another activation than the exact GELU is called."""
 
-    def __init__(self, layer: PointwiseMlp, norm: nn.Module, fusion: Fusion) -> None:
+    def __init__(self, layer: ChannelMlp, norm: nn.Module, fusion: Fusion) -> None:
         super().__init__()
         self.norm, w1, b1 = _folded(norm, fusion.norm2, layer.fc1)
         self.act = None if fusion.act is None else layer.act
@@ -178,7 +178,7 @@ class _FusedMlp(_Constants):
         return y.permute(0, 3, 1, 2)
 
 
-class _CalledBranch(nn.Module):
+class _CalledLayers(nn.Module):
     """x + drop_path(layer(norm(x))) by calling each."""
 
     def __init__(self, layer: nn.Module, norm: nn.Module, drop_path: nn.Module) -> None:
@@ -216,11 +216,11 @@ class FusedContainerBlock(nn.Module):
         if fusion.aggregation is None:
             self.fused_aggregation = _FusedAggregation(aggregation, block.norm1, fusion)
         else:
-            self.fused_aggregation = _CalledBranch(aggregation, block.norm1, drop_path)
+            self.fused_aggregation = _CalledLayers(aggregation, block.norm1, drop_path)
         if fusion.mlp is None:
             self.fused_mlp = _FusedMlp(mlp, block.norm2, fusion)
         else:
-            self.fused_mlp = _CalledBranch(mlp, block.norm2, drop_path)
+            self.fused_mlp = _CalledLayers(mlp, block.norm2, drop_path)
         for name in _CALL_HOOKS:
             setattr(self, name, getattr(block, name))
         self.eval()

@@ -15,7 +15,7 @@ from timm.data import (
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from .checkpoint import checkpoint_filter_fn
-from .column import ColumnContainer
+from .isotropic import IsotropicContainer
 
 
 def _cfg(url: str = "", **kwargs) -> dict:
@@ -59,9 +59,9 @@ _MIXER = {
 }
 
 
-def _create(variant: str, pretrained: bool, **kwargs) -> ColumnContainer:
+def _create(variant: str, pretrained: bool, **kwargs) -> IsotropicContainer:
     return build_model_with_cfg(
-        ColumnContainer,
+        IsotropicContainer,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
@@ -71,30 +71,30 @@ def _create(variant: str, pretrained: bool, **kwargs) -> ColumnContainer:
 
 
 @register_model
-def deit_tiny(pretrained: bool = False, **kwargs) -> ColumnContainer:
+def deit_tiny(pretrained: bool = False, **kwargs) -> IsotropicContainer:
     """DeiT-Ti: attention alone, class token, position embedding; 5.7 M parameters."""
     return _create("deit_tiny", pretrained, **{"embed_dim": 192, "num_heads": 3, **kwargs})
 
 
 @register_model
-def deit_small(pretrained: bool = False, **kwargs) -> ColumnContainer:
+def deit_small(pretrained: bool = False, **kwargs) -> IsotropicContainer:
     """DeiT-S: attention alone, class token, position embedding; 22.1 M parameters."""
     return _create("deit_small", pretrained, **kwargs)
 
 
 @register_model
-def container_pam(pretrained: bool = False, **kwargs) -> ColumnContainer:
+def container_pam(pretrained: bool = False, **kwargs) -> IsotropicContainer:
     """CONTAINER-PAM: DeiT-S, each head with a learned dense affinity beside attention; 24.8 M parameters."""
     return _create("container_pam", pretrained, **{"static": "dense", "mixing": "free", **kwargs})
 
 
 @register_model
-def mixer(pretrained: bool = False, **kwargs) -> ColumnContainer:
+def mixer(pretrained: bool = False, **kwargs) -> IsotropicContainer:
     """MLP-Mixer-B/16: one token MLP a layer; 59.9 M parameters."""
     return _create("mixer", pretrained, **{**_MIXER, **kwargs})
 
 
 @register_model
-def mh_mixer(pretrained: bool = False, **kwargs) -> ColumnContainer:
+def mh_mixer(pretrained: bool = False, **kwargs) -> IsotropicContainer:
     """Multi-head MLP-Mixer: `mixer` with a token MLP for each of 12 heads; 79.8 M parameters."""
     return _create("mh_mixer", pretrained, **{**_MIXER, "num_heads": 12, **kwargs})
