@@ -161,7 +161,7 @@ def _tests(setting: Setting, name: str, what: str, expected: int, limit: int) ->
         arguments.append("--collect-only")
     else:
         what = f"one file of: {what}"
-        arguments[-1] = "tests/ops/test_triton_tiles.py"
+        arguments[-1] = "tests/ops/common/test_triton_tiles.py"
     return Step(name, what, ("-m", "pytest", *arguments), expected, limit, threads=1)
 
 

@@ -167,14 +167,18 @@ HALF = {"float32", "float16", "bfloat16"}
 WHOLE = {
     "test_context_aggregation_numerics": {"cuda": HALF, "triton": HALF},
     "test_local_aggregation": {"cuda": HALF, "triton": HALF},
-    "test_local_statistics": {"cuda": HALF, "triton": HALF},
+    "test_local_aggregation_moments": {"cuda": HALF, "triton": HALF},
     "test_projection": {"triton": HALF},
     "test_fused_mlp": {"triton": HALF},
     "test_fold_norm": {"triton": HALF},
     "test_statistics_gradient": {"triton": HALF},
 }
-# Files of which every test runs on a GPU.
-ENTIRE = ("test_mlp_triton", "test_mlp_triton_gelu", "test_mix_triton")
+# Files in tests/ops of which every test runs on a GPU.
+ENTIRE = (
+    "fused_mlp/test_fused_mlp_triton.py",
+    "fused_mlp/test_fused_mlp_triton_gelu.py",
+    "context_aggregation/test_context_aggregation_triton.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +207,14 @@ def test_every_kernel_is_tested_in_every_dtype(selected):
 def test_files_about_triton_kernels_are_selected_whole(selected):
     for file in ENTIRE:
         done = run(
-            "-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", "-m", "not slow", f"tests/ops/{file}.py"
+            "-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", "-m", "not slow", f"tests/ops/{file}"
         )
         every = [line for line in done.stdout.splitlines() if "::" in line]
         assert every and set(every) <= set(selected["tests-triton"]), file
 
 
 def test_tf32_is_tested_for_every_op_that_multiplies(selected):
-    tf32 = [name for name in selected["tests-triton"] if "tests/ops/test_tf32.py::" in name]
+    tf32 = [name for name in selected["tests-triton"] if "tests/ops/dispatch/test_tf32.py::" in name]
     for op in ("mix", "mlp", "projection"):
         for precision in ("tf32", "ieee"):
             assert sum(f"::test_{op}[" in name and f"{precision}-" in name for name in tf32) >= 2

@@ -20,16 +20,16 @@ def results(tmp_path):
 
 # As pytest -v prints with workers and without, and what it repeats at the end.
 LOG = """\
-tests/ops/test_fused_mlp.py::test_matches_float64[triton-bfloat16-2x9-37-100-37-residual]
-[gw3] [ 12%] PASSED tests/ops/test_fused_mlp.py::test_matches_float64[triton-bfloat16-2x9-37-100-37-residual]
-[gw1] [ 13%] FAILED tests/ops/test_fused_mlp.py::test_matches_float64[triton-float16-2x9-37-100-37-residual]
-[gw1] [ 14%] PASSED tests/ops/test_fused_mlp.py::test_lost[triton]
-[gw1] [ 14%] FAILED tests/ops/test_fused_mlp.py::test_lost[triton]
-[gw2] [ 15%] SKIPPED tests/ops/test_tf32.py::test_mix[1x7x7-tf32-triton] (needs a CUDA device)
-[gw2] [ 16%] PASSED tests/ops/test_tf32.py::test_mlp[(20, 64, 128)-tf32-triton]
-tests/ops/test_fold_norm.py::test_alone[two words] PASSED                 [ 17%]
+tests/ops/fused_mlp/test_fused_mlp.py::test_matches_float64[triton-bfloat16-2x9-37-100-37-residual]
+[gw3] [ 12%] PASSED tests/ops/fused_mlp/test_fused_mlp.py::test_matches_float64[triton-bfloat16-2x9-37-100-37-residual]
+[gw1] [ 13%] FAILED tests/ops/fused_mlp/test_fused_mlp.py::test_matches_float64[triton-float16-2x9-37-100-37-residual]
+[gw1] [ 14%] PASSED tests/ops/fused_mlp/test_fused_mlp.py::test_lost[triton]
+[gw1] [ 14%] FAILED tests/ops/fused_mlp/test_fused_mlp.py::test_lost[triton]
+[gw2] [ 15%] SKIPPED tests/ops/dispatch/test_tf32.py::test_mix[1x7x7-tf32-triton] (needs a CUDA device)
+[gw2] [ 16%] PASSED tests/ops/dispatch/test_tf32.py::test_mlp[(20, 64, 128)-tf32-triton]
+tests/ops/fold_norm/test_fold_norm.py::test_alone[two words] PASSED                 [ 17%]
 =========================== short test summary info ============================
-FAILED tests/ops/test_fused_mlp.py::test_lost[triton] - AssertionError: out over the budget
+FAILED tests/ops/fused_mlp/test_fused_mlp.py::test_lost[triton] - AssertionError: out over the budget
 """
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from backends import DEVICES, DTYPES
-from test_context_aggregation_numerics import gradient_of, run, summed_by_mixing_weights
+from context_aggregation_cases import gradient_of, run, summed_by_mixing_weights
 
 from container_kernels import context_aggregation
 from container_kernels.ops.context_aggregation.triton import alignment

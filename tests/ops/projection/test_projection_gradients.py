@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from backends import DEVICES, DTYPES, FUSED_PROJECTION, PROJECTION, dtype_name
-from test_projection import Case, make, run
+from projection_cases import Case, make, run
 
 from container_kernels import projection, projection_with_moments, projection_with_statistics
 from container_kernels.ops.common.tokens import scaled_samples

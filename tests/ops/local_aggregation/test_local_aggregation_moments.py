@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import ALL, DEVICES, DTYPES, FUSED, backends_and_dtypes, dtype_name
-from test_local_aggregation import SHAPES, make, promoted
+from local_aggregation_cases import SHAPES, make, promoted
 
 from container_kernels import _extension, local_aggregation, local_aggregation_with_statistics
 from container_kernels.ops.common.tensors import accumulation_dtype

@@ -3,23 +3,10 @@
 import pytest
 import torch
 from backends import ALL, DEVICES, FUSED, backends_and_dtypes, dtype_name
+from local_aggregation_cases import SHAPES, make, promoted
 
 from container_kernels import local_aggregation
 from container_kernels.testing import assert_within_budget, eager_local_aggregation, poisoned_outputs
-
-# B, H, W, C, kh, kw
-SHAPES = [
-    (2, 5, 6, 16, 3, 3),
-    (1, 7, 7, 33, 5, 5),  # channels in no multiple of a vector
-    (2, 4, 9, 8, 7, 7),
-    (1, 3, 2, 1, 7, 5),  # window larger than the image, one channel
-    (1, 1, 1, 20, 5, 3),
-    (1, 2, 40, 4, 1, 1),
-    (2, 5, 9, 20, 9, 5),  # windows that have no kernel of their own
-    (1, 6, 3, 3, 1, 11),
-    (1, 4, 13, 9, 11, 11),
-    (1, 19, 17, 70, 5, 5),  # several tiles in every direction
-]
 
 
 def run(function, leaves, residual, **options):
@@ -28,18 +15,6 @@ def run(function, leaves, residual, **options):
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
     grads = torch.autograd.grad(out, [t for t in leaves if t is not None], grad_out)
     return out, dict(zip(("x", "weight", "bias"), grads, strict=False))
-
-
-def make(shape, dtype, device, bias=True):
-    batch, height, width, channels, kh, kw = shape
-    x = torch.randn(batch, height, width, channels)
-    weight = torch.randn(channels, kh, kw) / (kh * kw) ** 0.5
-    leaves = [x, weight, torch.randn(channels) if bias else None]
-    return [None if t is None else t.to(device, dtype).requires_grad_() for t in leaves]
-
-
-def promoted(leaves):
-    return [None if t is None else t.detach().double().requires_grad_() for t in leaves]
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])

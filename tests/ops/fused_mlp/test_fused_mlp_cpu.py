@@ -2,9 +2,9 @@
 
 import math
 
+import fused_mlp_cases as mlp
+import projection_cases as proj
 import pytest
-import test_fused_mlp as mlp
-import test_projection as proj
 import torch
 import torch.nn.functional as F
 from backends import DTYPES, dtype_name
@@ -48,7 +48,7 @@ def set_threads():
 @pytest.mark.parametrize("case", [*mlp.CASES[:4], *MLP_CASES], ids=str)
 def test_every_instruction_set(set_isa, level, dtype, case):
     set_isa(level)
-    mlp.test_matches_float64("cpu", dtype, case)
+    mlp.assert_matches_float64("cpu", dtype, case)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -56,13 +56,13 @@ def test_every_instruction_set(set_isa, level, dtype, case):
 @pytest.mark.parametrize("case", [*proj.CASES[:4], *PROJECTION_CASES], ids=str)
 def test_projection_with_every_instruction_set(set_isa, level, dtype, case):
     set_isa(level)
-    proj.test_with_statistics("cpu", dtype, case)
+    proj.assert_statistics_match_float64("cpu", dtype, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=dtype_name)
 @pytest.mark.parametrize("case", [MANY_TOKENS, WIDE], ids=str)
 def test_large(dtype, case):
-    mlp.test_matches_float64("cpu", dtype, case)
+    mlp.assert_matches_float64("cpu", dtype, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import DEVICES
-from test_context_aggregation_numerics import gradient_of, summed_by_mixing_weights
+from context_aggregation_cases import gradient_of, summed_by_mixing_weights
 
 from container_kernels import context_aggregation, fused_mlp, projection
 from container_kernels.testing import MixCase, assert_within_budget, poisoned_outputs
