@@ -75,7 +75,7 @@ def _kernel_compilations(nvcc: Command) -> list[Step]:
     """Every .cu file. Paths are relative to the folder of the steps: nvcc passes them to a shell in double quotes."""
     sources = Path(os.path.relpath(SOURCES, FOLDER.resolve()))
     steps = []
-    for source in sorted([*SOURCES.glob("common/*.cu"), *SOURCES.glob("**/cuda/*.cu")]):
+    for source in sorted([*SOURCES.glob("cuda/*.cu"), *SOURCES.glob("*/cuda/*.cu")]):
         name = source.relative_to(SOURCES)
         compiled = Path(f"{name}.o")
         steps.append(compilation([*nvcc, "-I", sources], sources / name, compiled, log=Path(f"{name}.log")))

@@ -10,7 +10,7 @@ from typing import ClassVar
 from setuptools import Command, Extension
 from setuptools.command.build_ext import build_ext
 
-from . import cpu, cuda, cuda_host
+from . import cpu, cuda, cuda_emulator
 from .commands import CannotBuild, NothingToBuild
 from .project import RECORD_FILE, ROOT, SOABI, env
 
@@ -64,7 +64,7 @@ class BuildExtension(build_ext):
         return mapping
 
 
-class BuildCudaHost(Command):
+class BuildCudaEmulator(Command):
     """Builds the CUDA kernels for this machine's processor; the last line it prints is the path of what it built."""
 
     description = "build the CUDA kernels to run on this machine's processor, for tests"
@@ -78,6 +78,6 @@ class BuildCudaHost(Command):
 
     def run(self) -> None:
         try:
-            print(cuda_host.build_module())
+            print(cuda_emulator.build_module())
         except CannotBuild as failure:
             raise SystemExit(str(failure)) from failure

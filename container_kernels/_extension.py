@@ -2,7 +2,7 @@
 """The compiled modules, imported once, and the record of their build. Importing this never raises.
 
 `cpu` is the module of the CPU kernels, or None; then `why_no_cpu` says why, else it is None. The same for `cuda` and
-`why_no_cuda`, the CUDA kernels: the module is there on machines without a GPU too. `load_cuda_host` builds the CUDA
+`why_no_cuda`, the CUDA kernels: the module is there on machines without a GPU too. `load_cuda_emulator` builds the CUDA
 kernels for this machine's processor, for tests.
 """
 
@@ -56,30 +56,33 @@ def _about_build(module: str) -> str:
     return f"the build said: {build_record[module]['reason']}"
 
 
-def load_cuda_host() -> ModuleType:
+def load_cuda_emulator() -> ModuleType:
     """The CUDA kernels as C++ for this machine's processor: built, as far as they are out of date, and imported.
 
     Raises:
         RuntimeError: there is no source checkout around the package, or the build failed; the text says why.
     """
-    module, why_not = _build_cuda_host()
+    module, why_not = _build_cuda_emulator()
     if module is None:
         raise RuntimeError(why_not)
     return module
 
 
 @functools.cache
-def _build_cuda_host() -> tuple[ModuleType | None, str | None]:
+def _build_cuda_emulator() -> tuple[ModuleType | None, str | None]:
     """The module and None, or None and the reason; a build that failed once is not tried again."""
     setup = Path(__file__).resolve().parent.parent / "setup.py"
-    if not (setup.exists() and (setup.parent / "csrc" / "host").exists()):
-        return None, f"running the CUDA kernels on the host needs a source checkout, found no {setup} with its csrc"
-    command = [sys.executable, setup.name, "--quiet", "build_cuda_host"]
+    if not (setup.exists() and (setup.parent / "csrc" / "cuda_emulator").exists()):
+        return None, f"emulating the CUDA kernels needs a source checkout, found no {setup} with its csrc"
+    command = [sys.executable, setup.name, "--quiet", "build_cuda_emulator"]
     done = subprocess.run(command, cwd=setup.parent, capture_output=True, text=True)
     if done.returncode:
-        return None, f"the CUDA kernels could not be built for the host, by {' '.join(command)}:\n{done.stderr}"
+        return (
+            None,
+            f"the CUDA kernels could not be built for this machine's processor, by {' '.join(command)}:\n{done.stderr}",
+        )
     path = done.stdout.splitlines()[-1]
-    spec = importlib.util.spec_from_file_location("_C_cuda_host", path)
+    spec = importlib.util.spec_from_file_location("_C_cuda_emulator", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module, None

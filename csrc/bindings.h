@@ -30,13 +30,15 @@ inline Image image(Pointer address, const Strides& strides) {
 }
 
 // (B, N, M, D), (H, W, kh, kw), scale.
-inline MixShape mix_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 4>& grid, double scale) {
+inline ContextAggregationShape context_aggregation_shape(const std::array<int64_t, 4>& sizes,
+                                                         const std::array<int, 4>& grid, double scale) {
     return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1],
             grid[2],  grid[3],  scale};
 }
 
 // (B, H, W, C), (kh, kw).
-inline DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel) {
+inline LocalAggregationShape local_aggregation_shape(const std::array<int64_t, 4>& sizes,
+                                                     const std::array<int, 2>& kernel) {
     return {sizes[0],
             static_cast<int>(sizes[1]),
             static_cast<int>(sizes[2]),
@@ -46,7 +48,7 @@ inline DepthwiseShape depthwise_shape(const std::array<int64_t, 4>& sizes, const
 }
 
 // (samples, tokens), (C, hidden, C_out).
-inline MlpShape mlp_shape(const std::array<int64_t, 2>& tokens, const std::array<int, 3>& widths) {
+inline FusedMlpShape fused_mlp_shape(const std::array<int64_t, 2>& tokens, const std::array<int, 3>& widths) {
     return {tokens[0], tokens[1], widths[0], widths[1], widths[2]};
 }
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-// Python bindings of the CUDA kernels, for a GPU (_C_cuda) and for this machine's processor (_C_cuda_host).
-// Every kernel starts on the stream it is given, on that stream's device. The caller has checked the
-// arguments.
+// Python bindings of the CUDA kernels, for a GPU (_C_cuda) and for this machine's processor
+// (_C_cuda_emulator). Every kernel starts on the stream it is given, on that stream's device. The caller has
+// checked the arguments.
 #include "bindings.h"
-#include "common/runtime.h"
 #include "common/windows.h"
-#include "context_aggregation/cuda/kernels.h"
-#include "local_aggregation/cuda/kernels.h"
+#include "context_aggregation/cuda/launch.h"
+#include "cuda/runtime.h"
+#include "local_aggregation/cuda/launch.h"
 
-#ifdef CK_HOST
-#include "host/launch.h"
-#define CK_MODULE _C_cuda_host
+#ifdef CK_EMULATED
+#include "cuda_emulator/launch.h"
+#define CK_MODULE _C_cuda_emulator
 #else
 #define CK_MODULE _C_cuda
 #endif
@@ -22,88 +22,107 @@ namespace {
 
 ck::DType element(int code) { return static_cast<ck::DType>(code); }
 
-void depthwise_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
-                       const std::array<int, 2>& kernel, Pointer x, const Strides& x_strides, Pointer weight,
-                       Pointer bias, Pointer out, const Strides& out_strides, Pointer sum, Pointer m2,
-                       Pointer workspace) {
-    const ck::DepthwiseForward params{depthwise_shape(sizes, kernel), image(x, x_strides), pointer(weight),
-                                      pointer(bias), image(out, out_strides)};
+void local_aggregation_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
+                               const std::array<int, 2>& kernel, Pointer x, const Strides& x_strides,
+                               Pointer weight, Pointer bias, Pointer out, const Strides& out_strides,
+                               Pointer sum, Pointer m2, Pointer workspace) {
+    const ck::LocalAggregationForward params{local_aggregation_shape(sizes, kernel), image(x, x_strides),
+                                             pointer(weight), pointer(bias), image(out, out_strides)};
     const ck::DeviceGuard guard(device);
-    ck::cuda::depthwise_forward(params, {pointer(sum), pointer(m2)}, pointer(workspace),
-                                element(dtype), pointer(stream));
+    ck::cuda::local_aggregation_forward(params, {pointer(sum), pointer(m2)}, pointer(workspace),
+                                        element(dtype), pointer(stream));
 }
 
-size_t depthwise_forward_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
-                                   const std::array<int, 2>& kernel, bool statistics) {
+size_t local_aggregation_forward_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
+                                           const std::array<int, 2>& kernel, bool statistics) {
     const ck::DeviceGuard guard(device);
-    return ck::cuda::depthwise_forward_workspace(depthwise_shape(sizes, kernel), element(dtype), statistics);
+    return ck::cuda::local_aggregation_forward_workspace(local_aggregation_shape(sizes, kernel),
+                                                         element(dtype), statistics);
 }
 
-void depthwise_backward_weight(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
-                               const std::array<int, 2>& kernel, Pointer grad_out,
-                               const Strides& grad_out_strides, Pointer x, const Strides& x_strides,
-                               Pointer grad_weight, Pointer grad_bias, Pointer workspace) {
-    const ck::DepthwiseBackwardWeight params{depthwise_shape(sizes, kernel),
-                                             image(grad_out, grad_out_strides), image(x, x_strides),
-                                             pointer(grad_weight), pointer(grad_bias)};
+void local_aggregation_backward_weight(int dtype, int device, Pointer stream,
+                                       const std::array<int64_t, 4>& sizes, const std::array<int, 2>& kernel,
+                                       Pointer grad_out, const Strides& grad_out_strides, Pointer x,
+                                       const Strides& x_strides, Pointer grad_weight, Pointer grad_bias,
+                                       Pointer workspace) {
+    const ck::LocalAggregationBackwardWeight params{local_aggregation_shape(sizes, kernel),
+                                                    image(grad_out, grad_out_strides), image(x, x_strides),
+                                                    pointer(grad_weight), pointer(grad_bias)};
     const ck::DeviceGuard guard(device);
-    ck::cuda::depthwise_backward_weight(params, pointer(workspace), element(dtype), pointer(stream));
+    ck::cuda::local_aggregation_backward_weight(params, pointer(workspace), element(dtype), pointer(stream));
 }
 
-size_t depthwise_backward_weight_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
-                                           const std::array<int, 2>& kernel) {
+size_t local_aggregation_backward_weight_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
+                                                   const std::array<int, 2>& kernel) {
     const ck::DeviceGuard guard(device);
-    return ck::cuda::depthwise_backward_weight_workspace(depthwise_shape(sizes, kernel), element(dtype));
+    return ck::cuda::local_aggregation_backward_weight_workspace(local_aggregation_shape(sizes, kernel),
+                                                                 element(dtype));
 }
 
-void mix_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
-                 const std::array<int, 4>& grid, double scale, Pointer q, const Strides& q_strides, Pointer k,
-                 const Strides& k_strides, Pointer v, const Strides& v_strides, Pointer alpha,
-                 Pointer local_weight, Pointer local_bias, Pointer out, const Strides& out_strides,
-                 Pointer logsumexp) {
-    const ck::MixForward params{
-        mix_shape(sizes, grid, scale), tokens(q, q_strides),     tokens(k, k_strides),
-        tokens(v, v_strides),          pointer(alpha),           pointer(local_weight),
-        pointer(local_bias),
-        /*affinity=*/nullptr,          tokens(out, out_strides), pointer(logsumexp)};
+void context_aggregation_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
+                                 const std::array<int, 4>& grid, double scale, Pointer q,
+                                 const Strides& q_strides, Pointer k, const Strides& k_strides, Pointer v,
+                                 const Strides& v_strides, Pointer alpha, Pointer local_weight,
+                                 Pointer local_bias, Pointer out, const Strides& out_strides,
+                                 Pointer logsumexp) {
+    const ck::ContextAggregationForward params{context_aggregation_shape(sizes, grid, scale),
+                                               tokens(q, q_strides),
+                                               tokens(k, k_strides),
+                                               tokens(v, v_strides),
+                                               pointer(alpha),
+                                               pointer(local_weight),
+                                               pointer(local_bias),
+                                               /*affinity=*/nullptr,
+                                               tokens(out, out_strides),
+                                               pointer(logsumexp)};
     const ck::DeviceGuard guard(device);
-    ck::cuda::mix_forward(params, element(dtype), pointer(stream));
+    ck::cuda::context_aggregation_forward(params, element(dtype), pointer(stream));
 }
 
-void mix_backward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
-                  const std::array<int, 4>& grid, double scale, Pointer grad_out,
-                  const Strides& grad_out_strides, Pointer q, const Strides& q_strides, Pointer k,
-                  const Strides& k_strides, Pointer v, const Strides& v_strides, Pointer alpha,
-                  Pointer local_weight, Pointer logsumexp, Pointer grad_q, const Strides& grad_q_strides,
-                  Pointer grad_k, const Strides& grad_k_strides, Pointer grad_v,
-                  const Strides& grad_v_strides, Pointer grad_alpha, Pointer grad_local_weight,
-                  Pointer grad_local_bias, Pointer workspace) {
-    const ck::MixBackward params{mix_shape(sizes, grid, scale),  tokens(grad_out, grad_out_strides),
-                                 tokens(q, q_strides),           tokens(k, k_strides),
-                                 tokens(v, v_strides),           pointer(alpha),
-                                 pointer(local_weight),
-                                 /*affinity=*/nullptr,           pointer(logsumexp),
-                                 tokens(grad_q, grad_q_strides), tokens(grad_k, grad_k_strides),
-                                 tokens(grad_v, grad_v_strides), pointer(grad_alpha)};
+void context_aggregation_backward(int dtype, int device, Pointer stream, const std::array<int64_t, 4>& sizes,
+                                  const std::array<int, 4>& grid, double scale, Pointer grad_out,
+                                  const Strides& grad_out_strides, Pointer q, const Strides& q_strides,
+                                  Pointer k, const Strides& k_strides, Pointer v, const Strides& v_strides,
+                                  Pointer alpha, Pointer local_weight, Pointer logsumexp, Pointer grad_q,
+                                  const Strides& grad_q_strides, Pointer grad_k,
+                                  const Strides& grad_k_strides, Pointer grad_v,
+                                  const Strides& grad_v_strides, Pointer grad_alpha,
+                                  Pointer grad_local_weight, Pointer grad_local_bias, Pointer workspace) {
+    const ck::ContextAggregationBackward params{context_aggregation_shape(sizes, grid, scale),
+                                                tokens(grad_out, grad_out_strides),
+                                                tokens(q, q_strides),
+                                                tokens(k, k_strides),
+                                                tokens(v, v_strides),
+                                                pointer(alpha),
+                                                pointer(local_weight),
+                                                /*affinity=*/nullptr,
+                                                pointer(logsumexp),
+                                                tokens(grad_q, grad_q_strides),
+                                                tokens(grad_k, grad_k_strides),
+                                                tokens(grad_v, grad_v_strides),
+                                                pointer(grad_alpha)};
     const ck::DeviceGuard guard(device);
-    ck::cuda::mix_backward(params, {pointer(grad_local_weight), pointer(grad_local_bias)}, pointer(workspace),
-                           element(dtype), pointer(stream));
+    ck::cuda::context_aggregation_backward(params, {pointer(grad_local_weight), pointer(grad_local_bias)},
+                                           pointer(workspace), element(dtype), pointer(stream));
 }
 
-size_t mix_backward_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
-                              const std::array<int, 4>& grid, bool local_gradient) {
+size_t context_aggregation_backward_workspace(int dtype, int device, const std::array<int64_t, 4>& sizes,
+                                              const std::array<int, 4>& grid, bool local_gradient) {
     const ck::DeviceGuard guard(device);
-    return ck::cuda::mix_backward_workspace(mix_shape(sizes, grid, 1.0), element(dtype), local_gradient);
+    return ck::cuda::context_aggregation_backward_workspace(context_aggregation_shape(sizes, grid, 1.0),
+                                                            element(dtype), local_gradient);
 }
 
-size_t mix_forward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
-                                 const std::array<int, 4>& grid) {
-    return ck::cuda::mix_forward_shared_memory(mix_shape(sizes, grid, 1.0), element(dtype));
+size_t context_aggregation_forward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
+                                                 const std::array<int, 4>& grid) {
+    return ck::cuda::context_aggregation_forward_shared_memory(context_aggregation_shape(sizes, grid, 1.0),
+                                                               element(dtype));
 }
 
-size_t mix_backward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
-                                  const std::array<int, 4>& grid) {
-    return ck::cuda::mix_backward_shared_memory(mix_shape(sizes, grid, 1.0), element(dtype));
+size_t context_aggregation_backward_shared_memory(int dtype, const std::array<int64_t, 4>& sizes,
+                                                  const std::array<int, 4>& grid) {
+    return ck::cuda::context_aggregation_backward_shared_memory(context_aggregation_shape(sizes, grid, 1.0),
+                                                                element(dtype));
 }
 
 int multiprocessor_count(int device) {
@@ -131,19 +150,19 @@ PYBIND11_MODULE(CK_MODULE, module) {
     module.def("multiprocessor_count", &multiprocessor_count, py::arg("device"));
     module.def("shared_memory_limit", &shared_memory_limit, py::arg("device"),
                "The most bytes of shared memory that a block can have.");
-#ifdef CK_HOST
-    module.def("set_thread_order", &ck::host::set_thread_order, py::arg("name"),
+#ifdef CK_EMULATED
+    module.def("set_thread_order", &ck::emulator::set_thread_order, py::arg("name"),
                "The order in which a block's threads take turns: ascending or descending.");
 #endif
 
     const auto without_gil = py::call_guard<py::gil_scoped_release>();
-    module.def("depthwise_forward", &depthwise_forward, without_gil);
-    module.def("depthwise_forward_workspace", &depthwise_forward_workspace);
-    module.def("depthwise_backward_weight", &depthwise_backward_weight, without_gil);
-    module.def("depthwise_backward_weight_workspace", &depthwise_backward_weight_workspace);
-    module.def("mix_forward", &mix_forward, without_gil);
-    module.def("mix_forward_shared_memory", &mix_forward_shared_memory);
-    module.def("mix_backward", &mix_backward, without_gil);
-    module.def("mix_backward_workspace", &mix_backward_workspace);
-    module.def("mix_backward_shared_memory", &mix_backward_shared_memory);
+    module.def("local_aggregation_forward", &local_aggregation_forward, without_gil);
+    module.def("local_aggregation_forward_workspace", &local_aggregation_forward_workspace);
+    module.def("local_aggregation_backward_weight", &local_aggregation_backward_weight, without_gil);
+    module.def("local_aggregation_backward_weight_workspace", &local_aggregation_backward_weight_workspace);
+    module.def("context_aggregation_forward", &context_aggregation_forward, without_gil);
+    module.def("context_aggregation_forward_shared_memory", &context_aggregation_forward_shared_memory);
+    module.def("context_aggregation_backward", &context_aggregation_backward, without_gil);
+    module.def("context_aggregation_backward_workspace", &context_aggregation_backward_workspace);
+    module.def("context_aggregation_backward_shared_memory", &context_aggregation_backward_shared_memory);
 }

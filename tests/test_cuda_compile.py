@@ -141,7 +141,7 @@ def fitting(pattern, kernels):
 
 def test_what_all_lanes_execute_together_is_not_moved():
     """Without volatile a compiler may move mma.sync or ldmatrix into a branch that some lanes do not take."""
-    text = (SOURCES / "common" / "device_nvcc.h").read_text()
+    text = (SOURCES / "cuda" / "device_nvcc.h").read_text()
     statements = re.findall(r"\basm\b( volatile)?\((.*?)\);", text, re.DOTALL)
     together = [(volatile, code) for volatile, code in statements if ".sync" in code]
     assert len(together) >= 6

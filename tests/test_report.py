@@ -150,21 +150,21 @@ def test_report_tells_the_automatic_choice_and_why():
 def checkout(tmp_path, monkeypatch):
     """The package's place is moved; `checkout(text)` puts a setup.py and csrc beside it."""
     monkeypatch.setattr(_extension, "__file__", str(tmp_path / "container_kernels" / "_extension.py"))
-    _extension._build_cuda_host.cache_clear()
+    _extension._build_cuda_emulator.cache_clear()
 
     def write(setup):
-        (tmp_path / "csrc" / "host").mkdir(parents=True)
+        (tmp_path / "csrc" / "cuda_emulator").mkdir(parents=True)
         (tmp_path / "setup.py").write_text(setup)
         return tmp_path
 
     yield write
-    _extension._build_cuda_host.cache_clear()
+    _extension._build_cuda_emulator.cache_clear()
 
 
 @pytest.mark.usefixtures("checkout")
 def test_cuda_kernels_on_the_host_need_a_checkout():
     with pytest.raises(RuntimeError, match=r"needs a source checkout, found no .*setup\.py"):
-        _extension.load_cuda_host()
+        _extension.load_cuda_emulator()
 
 
 def test_a_failing_host_build_is_told_and_not_tried_again(checkout):
@@ -176,6 +176,6 @@ raise SystemExit("kernel.cu:1: error: expected a kernel")
 """
     folder = checkout(setup)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"build_cuda_host:\nkernel\.cu:1: error: expected a kernel"):
-            _extension.load_cuda_host()
-    assert (folder / "tried").read_text() == "build_cuda_host\n"
+        with pytest.raises(RuntimeError, match=r"build_cuda_emulator:\nkernel\.cu:1: error: expected a kernel"):
+            _extension.load_cuda_emulator()
+    assert (folder / "tried").read_text() == "build_cuda_emulator\n"

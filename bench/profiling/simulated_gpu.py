@@ -51,7 +51,7 @@ def simulated_gpu() -> Iterator[FakeTensorMode]:
     with ExitStack() as stack:
         for context in (
             mock.patch.object(preference, "ROWS", rows),
-            mock.patch.object(backend, "_cuda_on_host", True),
+            mock.patch.object(backend, "_cuda_emulated", True),
             mock.patch.object(backend, "_TRITON_INTERPRETED", True),
             mock.patch.object(mix_backends, "_most_tokens", lambda *_: 256),
             mode,

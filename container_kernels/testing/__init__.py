@@ -3,9 +3,12 @@
 
 from ..ops.common.tensors import poisoned_outputs
 from .budget import assert_within_budget
-from .cuda_host import run_cuda_on_host
+from .cuda_emulator import emulate_cuda
 from .eager import eager_context_aggregation, eager_fused_mlp, eager_local_aggregation, eager_projection
 from .inputs import MixCase, MixInputs
+
+# The name until version 0.1.
+run_cuda_on_host = emulate_cuda
 
 __all__ = [
     "MixCase",
@@ -15,6 +18,7 @@ __all__ = [
     "eager_fused_mlp",
     "eager_local_aggregation",
     "eager_projection",
+    "emulate_cuda",
     "poisoned_outputs",
     "run_cuda_on_host",
 ]

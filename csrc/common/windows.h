@@ -8,8 +8,8 @@
 
 namespace ck {
 
-// The square windows that CUDA kernels are compiled for; others are filled up with zeros to the next of them. The last
-// one's weights are too many for registers: its kernels are right, those of the others also fast.
+// The square windows that CUDA kernels are compiled for; others are filled up with zeros to the next of them.
+// The last one's weights are too many for registers: its kernels are right, those of the others also fast.
 constexpr int kWideWindow = 11;
 constexpr std::array kSquareWindows = {3, 5, 7, kWideWindow};
 

@@ -19,7 +19,7 @@ struct Tokens {
     }
 };
 
-struct MixShape {
+struct ContextAggregationShape {
     int64_t batch, tokens, heads;
     int head_dim;
     // The grid of the tokens and the window of the local weight.
@@ -27,8 +27,8 @@ struct MixShape {
     double scale;
 };
 
-struct MixForward {
-    MixShape shape;
+struct ContextAggregationForward {
+    ContextAggregationShape shape;
     Tokens q, k, v;            // read
     const void* alpha;         // (M,)
     const void* local_weight;  // (M * D, kh, kw)
@@ -38,8 +38,8 @@ struct MixForward {
     void* logsumexp;           // (B, M, N), natural (cpu) or in powers of two (cuda), as scores are there
 };
 
-struct MixBackward {
-    MixShape shape;
+struct ContextAggregationBackward {
+    ContextAggregationShape shape;
     Tokens grad_out, q, k, v;
     const void* alpha;
     const void* local_weight;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/parallel.h"
-#include "cpu/token_tile.h"
+#include "cpu/token_panels.h"
 
 namespace ck::CK_ISA {
 
@@ -18,7 +18,7 @@ CK_INLINE Vec<A> sum_groups(const A* place, int64_t groups, int64_t stride) {
 // store_tokens of the sums, in tasks of a panel of tokens and a block of channels. `tiles` has for each
 // group, and that for each panel of tokens, the rows of all channels.
 template <class A, class T>
-void store_token_sums(const Parts<A>& panels, A* tiles, int64_t groups, const TokenOutput<T>& output,
+void store_token_sums(const Blocks<A>& panels, A* tiles, int64_t groups, const TokenOutput<T>& output,
                       int threads) {
     constexpr int64_t lanes = kPanelLanes<A>;
     constexpr int block = 128;

@@ -4,7 +4,7 @@
 // the same number waits in memory and is added in order.
 #pragma once
 
-#include "cpu/token_tile.h"
+#include "cpu/token_panels.h"
 
 namespace ck::CK_ISA {
 
@@ -41,7 +41,7 @@ template <class A>
 struct TokenRows {
     A* data;
     int64_t capacity;
-    Parts<A> panels;
+    Blocks<A> panels;
 
     TokenRows(A* data, int64_t capacity, int channels)
         : data(data), capacity(capacity), panels(panels_of<A>(channels)) {}

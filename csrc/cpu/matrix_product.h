@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Matrix products whose left factor is read one number at a time, in whatever layout it has, and whose right
-// factor and result are panels: up to kPanelVectors vectors wide, the accumulators of one row in registers.
+// factor and result are panels: up to kNRVectors vectors wide, the accumulators of one row in registers.
 #pragma once
 
 #include "cpu/simd.h"
@@ -8,14 +8,14 @@
 namespace ck::CK_ISA {
 
 // 8 × 3 accumulators, 3 vectors and a factor take 28 of 32 registers; 4 × 3 take all 16.
-constexpr int kProductRows = kVectorRegisters == 32 ? 8 : 4;
-constexpr int kPanelVectors = 3;
+constexpr int kMR = kVectorRegisters == 32 ? 8 : 4;
+constexpr int kNRVectors = 3;
 template <class A>
-constexpr int kPanelLanes = kPanelVectors * kLanes<A>;
+constexpr int kPanelLanes = kNRVectors * kLanes<A>;
 
 // Terms of a sum in registers: as many rows of a panel stay in the first-level cache, and sums of such sums
 // lose less than one long sum.
-constexpr int64_t kProductDepth = 64;
+constexpr int64_t kKC = 64;
 
 // Asks for `count` rows of a row-major matrix ahead of their use.
 template <class T>
@@ -27,14 +27,14 @@ CK_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64
 
 // The left factor: (row, k) is at data[row * stride + k], or at data[k * stride + row] when transposed.
 template <bool Transposed, class A>
-struct LeftFactor {
+struct OperandA {
     const A* data;
     int64_t stride;
 
     CK_INLINE A operator()(int64_t row, int64_t k) const {
         return Transposed ? data[k * stride + row] : data[row * stride + k];
     }
-    CK_INLINE LeftFactor from(int64_t row, int64_t k) const {
+    CK_INLINE OperandA from(int64_t row, int64_t k) const {
         return {data + (Transposed ? k * stride + row : row * stride + k), stride};
     }
     // Asks for rows that are needed next: short runs of many rows are not what the hardware foresees. Of a
@@ -44,11 +44,11 @@ struct LeftFactor {
     }
 };
 template <class A>
-CK_INLINE LeftFactor<false, A> by_rows(const A* data, int64_t stride) {
+CK_INLINE OperandA<false, A> by_rows(const A* data, int64_t stride) {
     return {data, stride};
 }
 template <class A>
-CK_INLINE LeftFactor<true, A> by_columns(const A* data, int64_t stride) {
+CK_INLINE OperandA<true, A> by_columns(const A* data, int64_t stride) {
     return {data, stride};
 }
 
@@ -69,10 +69,10 @@ CK_INLINE Panel<const A> read_only(Panel<A> panel) {
 // How so many columns (or rows) are divided into parts of at most `most`, at whole vectors and as large as
 // each other otherwise: the last one is not left to be thin. There is always one.
 template <class A>
-struct Parts {
+struct Blocks {
     int64_t columns, count;
 
-    explicit Parts(int64_t columns, int64_t most)
+    explicit Blocks(int64_t columns, int64_t most)
         : columns(columns), count(columns > most ? ceil_div(columns, most) : 1) {}
 
     // The first column of a part.
@@ -84,13 +84,13 @@ struct Parts {
     int vectors(int64_t part) const { return static_cast<int>(ceil_div(size(part), kLanes<A>)); }
 };
 template <class A>
-Parts<A> panels_of(int64_t columns) {
-    return Parts<A>(columns, kPanelLanes<A>);
+Blocks<A> panels_of(int64_t columns) {
+    return Blocks<A>(columns, kPanelLanes<A>);
 }
 
 // result = left · right, or added to it, for Rows rows and Vectors vectors.
 template <int Rows, int Vectors, bool Transposed, class A>
-CK_INLINE void multiply_block(LeftFactor<Transposed, A> left, Panel<const A> right, int64_t depth, bool add,
+CK_INLINE void multiply_block(OperandA<Transposed, A> left, Panel<const A> right, int64_t depth, bool add,
                               Panel<A> result) {
     constexpr int L = kLanes<A>;
     using V = Vec<A>;
@@ -117,25 +117,25 @@ CK_INLINE void multiply_block(LeftFactor<Transposed, A> left, Panel<const A> rig
 }
 
 template <int Vectors, bool Transposed, class A>
-__attribute__((noinline)) void multiply_panel(LeftFactor<Transposed, A> left, int64_t rows,
+__attribute__((noinline)) void multiply_panel(OperandA<Transposed, A> left, int64_t rows,
                                               Panel<const A> right, int64_t depth, bool add,
                                               Panel<A> result) {
     int64_t row = 0;
-    for (; row + kProductRows <= rows; row += kProductRows) {
-        const int64_t next = row + kProductRows, left_over = rows - next;
-        left.prefetch(next, left_over < kProductRows ? left_over : kProductRows, depth);
-        multiply_block<kProductRows, Vectors>(left.from(row, 0), right, depth, add, result.from(row));
+    for (; row + kMR <= rows; row += kMR) {
+        const int64_t next = row + kMR, left_over = rows - next;
+        left.prefetch(next, left_over < kMR ? left_over : kMR, depth);
+        multiply_block<kMR, Vectors>(left.from(row, 0), right, depth, add, result.from(row));
     }
     for (; row < rows; ++row) {
         multiply_block<1, Vectors>(left.from(row, 0), right, depth, add, result.from(row));
     }
 }
 
-// result = left · right, or added to it, for `rows` rows and `vectors` vectors, at most kPanelVectors.
+// result = left · right, or added to it, for `rows` rows and `vectors` vectors, at most kNRVectors.
 template <bool Transposed, class A>
-void multiply(LeftFactor<Transposed, A> left, int64_t rows, Panel<const A> right, int64_t depth, int vectors,
+void multiply(OperandA<Transposed, A> left, int64_t rows, Panel<const A> right, int64_t depth, int vectors,
               bool add, Panel<A> result) {
-    const int64_t parts = depth > 0 ? ceil_div(depth, kProductDepth) : 1;
+    const int64_t parts = depth > 0 ? ceil_div(depth, kKC) : 1;
     for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin = part * depth / parts, count = (part + 1) * depth / parts - begin;
         const auto part_left = left.from(0, begin);
@@ -151,7 +151,7 @@ void multiply(LeftFactor<Transposed, A> left, int64_t rows, Panel<const A> right
                 multiply_panel<2>(part_left, rows, part_right, count, part_add, result);
                 break;
             case 3:
-                static_assert(kPanelVectors == 3, "a case for every number of vectors");
+                static_assert(kNRVectors == 3, "a case for every number of vectors");
                 multiply_panel<3>(part_left, rows, part_right, count, part_add, result);
         }
     }

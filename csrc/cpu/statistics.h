@@ -2,9 +2,10 @@
 // Sum and sum of squared deviations from the mean (M2) by channel, of pixels that were just written and are
 // still in the first-level cache.
 //
-// A task sums y - pivot and its square, the pivot being the mean of a few of its pixels: a variance from the sums
-// of y and y² would lose digits where the mean is large beside the deviation. Pixels are summed in registers, few
-// at a time, then their sums, and the sums of these in double. The tasks' sums are merged in double.
+// A task sums y - pivot and its square, the pivot being the mean of a few of its pixels: a variance from the
+// sums of y and y² would lose digits where the mean is large beside the deviation. Pixels are summed in
+// registers, few at a time, then their sums, and the sums of these in double. The tasks' sums are merged in
+// double.
 #pragma once
 
 #include "cpu/convert.h"
@@ -22,8 +23,8 @@ constexpr int kStatisticsRows = 3;
 inline int64_t statistics_stride(int channels) { return round_up(channels, 64 / sizeof(double)); }
 inline int64_t statistics_size(int channels) { return kStatisticsRows * statistics_stride(channels); }
 
-// Adds `count` pixels, Vectors vectors of channels of each, to the sums there, whose rows are `stride` apart; but
-// not the first `counted` lanes, which are there already.
+// Adds `count` pixels, Vectors vectors of channels of each, to the sums there, whose rows are `stride` apart;
+// but not the first `counted` lanes, which are there already.
 template <class V, int Vectors, class T>
 CK_INLINE void add_vectors(const T* pixels, int64_t pixel_stride, int64_t count, int counted, double* sums,
                            int64_t stride) {
@@ -93,9 +94,9 @@ void add_pixels(const T* pixels, int64_t pixel_stride, int64_t count, int channe
     }
 }
 
-// Starts a task's sums about the mean of a few of these pixels, of which none is added yet: one pixel alone could
-// be far from the others, as those at the border of an image are. It is rounded as they are: differences of 16-bit
-// numbers are then exact.
+// Starts a task's sums about the mean of a few of these pixels, of which none is added yet: one pixel alone
+// could be far from the others, as those at the border of an image are. It is rounded as they are:
+// differences of 16-bit numbers are then exact.
 template <class T>
 void begin_statistics(const T* pixels, int64_t pixel_stride, int64_t count, int channels, double* sums,
                       int64_t stride) {
@@ -111,7 +112,8 @@ void begin_statistics(const T* pixels, int64_t pixel_stride, int64_t count, int 
     }
 }
 
-// Merges the tasks' sums in order, about the first task's pivot; `pixels(task)` says how many a task has summed.
+// Merges the tasks' sums in order, about the first task's pivot; `pixels(task)` says how many a task has
+// summed.
 template <class A, class Pixels>
 void reduce_statistics(const double* sums, int64_t tasks, int channels, const Pixels& pixels, A* sum, A* m2,
                        int threads) {

@@ -7,13 +7,13 @@
 
 namespace ck {
 
-struct MlpShape {
+struct FusedMlpShape {
     int64_t samples, tokens;  // tokens of each sample
     int channels, hidden, out_channels;
 };
 
-struct MlpForward {
-    MlpShape shape;
+struct FusedMlpForward {
+    FusedMlpShape shape;
     const void* x;             // (samples, tokens, channels)
     const void* w1;            // (hidden, channels)
     const void* b1;            // (hidden,)
@@ -24,8 +24,8 @@ struct MlpForward {
     void* out;                 // (samples, tokens, out_channels), written
 };
 
-struct MlpBackward {
-    MlpShape shape;
+struct FusedMlpBackward {
+    FusedMlpShape shape;
     const void* grad_out;      // (samples, tokens, out_channels)
     const void* x;             // (samples, tokens, channels)
     const void* w1;            // (hidden, channels)

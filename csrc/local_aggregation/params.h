@@ -18,13 +18,13 @@ struct Image {
     }
 };
 
-struct DepthwiseShape {
+struct LocalAggregationShape {
     int64_t batch;
     int height, width, channels, kernel_height, kernel_width;
 };
 
-struct DepthwiseForward {
-    DepthwiseShape shape;
+struct LocalAggregationForward {
+    LocalAggregationShape shape;
     Image x;             // read
     const void* weight;  // (C, kh, kw)
     const void* bias;    // (C,) or null
@@ -37,8 +37,8 @@ struct ChannelStatistics {
     void* m2;   // (C,), written: the sum of squared deviations from the mean
 };
 
-struct DepthwiseBackwardWeight {
-    DepthwiseShape shape;
+struct LocalAggregationBackwardWeight {
+    LocalAggregationShape shape;
     Image grad_out, x;  // read
     void* grad_weight;  // (C, kh, kw), written
     void* grad_bias;    // (C,), written

@@ -49,11 +49,11 @@ def test_comparisons_with_float64_come_first_and_the_processor_is_left_out(monke
 
     names = ["test_a", "test_matches_float64[x]", "test_b", "test_matches_float64[y]"]
     items = [SimpleNamespace(name=name) for name in names]
-    monkeypatch.setattr(_extension, "load_cuda_host", _extension.load_cuda_host)
+    monkeypatch.setattr(_extension, "load_cuda_emulator", _extension.load_cuda_emulator)
     for reason, left_out in (("no GPU", False), (None, True)):
         monkeypatch.setattr(container_kernels, "usable_backends", lambda reason=reason: {"cuda": reason})
         worker.pytest_collection_modifyitems(items)
         assert [item.name for item in items] == [names[1], names[3], names[0], names[2]]
-        assert (_extension.load_cuda_host is worker._leave_out) == left_out
+        assert (_extension.load_cuda_emulator is worker._leave_out) == left_out
     with pytest.raises(pytest.skip.Exception, match="says nothing about the GPU"):
-        _extension.load_cuda_host()
+        _extension.load_cuda_emulator()

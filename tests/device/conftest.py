@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from builder import cuda_host
+from builder import cuda_emulator
 
 HERE = Path(__file__).parent
 
@@ -28,11 +28,11 @@ def fixed_addresses() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def host_program():
-    """host_program(source, sanitizer=None, *more_sources)(*arguments) -> the finished process, its text in stdout."""
+def emulated_program():
+    """emulated_program(source, sanitizer=None, *more_sources)(*arguments) -> the finished process, text in stdout."""
 
     def build(source: str, sanitizer: str | None = None, *more_sources: Path):
-        program = cuda_host.build_program(Path(source).stem, [HERE / source, *more_sources], sanitizer)
+        program = cuda_emulator.build_program(Path(source).stem, [HERE / source, *more_sources], sanitizer)
 
         def run(*arguments: str) -> subprocess.CompletedProcess:
             return subprocess.run(

@@ -1,10 +1,10 @@
-// What launches and device guards ask of CUDA, on a machine without a GPU: the linker gives their calls to the
-// functions below, which print them. Arguments are read as a GPU does, by the types of the parameters.
+// What launches and device guards ask of CUDA, on a machine without a GPU: the linker gives their calls to
+// the functions below, which print them. Arguments are read as a GPU does, by the types of the parameters.
 #include <cstdio>
 #include <cstring>
 #include <string>
 
-#include "common/device.h"
+#include "cuda/device.h"
 
 using namespace ck;
 
@@ -29,7 +29,8 @@ T read(const void* argument) {
 
 extern "C" cudaError_t __wrap_cudaLaunchKernel(const void*, dim3 grid, dim3 block, void** arguments,
                                                size_t shared_bytes, cudaStream_t) {
-    std::printf("launch, %u x %u x %u blocks of %u, %zu bytes", grid.x, grid.y, grid.z, block.x, shared_bytes);
+    std::printf("launch, %u x %u x %u blocks of %u, %zu bytes", grid.x, grid.y, grid.z, block.x,
+                shared_bytes);
     if (shows_arguments) {
         std::printf(": %lld %g %lld %g", read<long long>(arguments[0]), read<float>(arguments[1]),
                     read<long long>(arguments[2]), *read<double*>(arguments[3]));

@@ -1,5 +1,5 @@
-// Where the mix's forward reads, from its own classes: the banks of shared memory that a warp's loads meet, and the
-// widest access to global memory. Prints a line for each case; what is expected is in test_layout.py.
+// Where the mix's forward reads, from its own classes: the banks of shared memory that a warp's loads meet,
+// and the widest access to global memory. Prints a line for each case; what is expected is in test_layout.py.
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -15,26 +15,26 @@ using namespace ck::cuda;
 
 namespace {
 
-constexpr int kNowhere = -1, kMostRounds = 64;
+constexpr int kNowhere = -1, kMaxRounds = 64;
 
-// The first word that every thread reads in every round of the window: all further ones of a round are the same
-// distance behind it in all threads. `words` is (rounds, threads).
+// The first word that every thread reads in every round of the window: all further ones of a round are the
+// same distance behind it in all threads. `words` is (rounds, threads).
 template <class T, int D>
 CK_KERNEL(256)
-forward_words(MixShape shape, Chunk chunk, int* words) {
+forward_words(ContextAggregationShape shape, Chunk chunk, int* words) {
     const output::ChunkRows rows(chunk, shape);
-    const output::RowShare<T, D> share(rows, shape.head_dim);
-    if (share.group >= share.groups) return;
-    const int pair = thread_index() % share.lanes;
-    for (int slot = share.group; slot < rows.count; slot += share.groups) {
-        const int token = (rows.first + share.row(slot)) * shape.width;
+    const output::RowSlice<T, D> slice(rows, shape.head_dim);
+    if (slice.group >= slice.groups) return;
+    const int pair = thread_index() % slice.lanes;
+    for (int slot = slice.group; slot < rows.count; slot += slice.groups) {
+        const int token = (rows.first + slice.row(slot)) * shape.width;
         words[thread_index()] = (token * kPitch<T, D> + 2 * pair) * static_cast<int>(sizeof(T)) / 4;
         words += block_size();
     }
 }
 
-// Loads of a warp, and the cycles that shared memory needs for them: different words of a bank are one after the
-// other.
+// Loads of a warp, and the cycles that shared memory needs for them: different words of a bank are one after
+// the other.
 struct Wavefronts {
     int loads = 0, cycles = 0;
     std::set<int> tokens;  // that somebody reads first
@@ -54,7 +54,7 @@ struct Wavefronts {
             cycles += static_cast<int>(most);
         }
     }
-    void print(const MixShape& shape) const {
+    void print(const ContextAggregationShape& shape) const {
         std::printf("forward %dx%dx%d: %d loads, %d cycles, %zu starts\n", shape.height, shape.width,
                     shape.head_dim, loads, cycles, tokens.size());
     }
@@ -62,14 +62,14 @@ struct Wavefronts {
 
 template <class T, int D>
 void show_banks(int height, int width) {
-    const MixShape shape{1, height * width, 1, D, height, width, 5, 5, 1.0};
+    const ContextAggregationShape shape{1, height * width, 1, D, height, width, 5, 5, 1.0};
     constexpr int kWords = kPitch<T, D> * static_cast<int>(sizeof(T)) / 4;
     const ForwardLayout layout = forward_layout(shape, sizeof(T) == 4 ? DType::float32 : DType::bfloat16);
     const int threads = layout.warps * kWarpSize, tokens = height * width;
     Wavefronts all;
     for (int begin = 0; begin < tokens; begin += layout.chunk_tokens) {
         const Chunk chunk{begin, std::min(begin + layout.chunk_tokens, tokens)};
-        const Memory<int> words(std::vector<int>(kMostRounds * threads, kNowhere));
+        const Memory<int> words(std::vector<int>(kMaxRounds * threads, kNowhere));
         launch<forward_words<T, D>>({1}, threads, 0, nullptr, shape, chunk, words.data());
         all.add(words.values(), threads, kWords);
     }
@@ -80,7 +80,7 @@ void show_banks(int height, int width) {
 void show_access(int head_dim, int64_t batch, int64_t heads) {
     alignas(16) static char memory[16];
     const int64_t odd = 3, channels = heads * head_dim;
-    const MixShape shape{batch, 7, heads, head_dim, 0, 0, 0, 0, 1.0};
+    const ContextAggregationShape shape{batch, 7, heads, head_dim, 0, 0, 0, 0, 1.0};
     const Tokens tokens{memory, batch == 1 ? odd : 21 * channels, 3 * channels, heads == 1 ? odd : head_dim};
     std::printf("access of head_dim %d, %d images, %d heads: %d\n", head_dim, static_cast<int>(batch),
                 static_cast<int>(heads), row_access(tokens, shape, 2));

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "common/device.h"
+#include "cuda/device.h"
 
 template <class T>
 class Memory {

@@ -2,7 +2,7 @@
 // correct form:
 //     planted_bugs NAME FORM ORDER      FORM: right or wrong; ORDER: ascending or descending
 // prints "right" or "wrong" by the result, and what the runtime reports goes to stderr, with status 1. Only
-// for the host.
+// for the emulator.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -304,7 +304,7 @@ int main(int argc, char** argv) {
     }
     const std::string name = argv[1];
     const bool two_blocks = name == "sum_of_two_blocks";
-    host::set_thread_order(argv[3]);
+    emulator::set_thread_order(argv[3]);
     std::vector<float> values(kThreads);
     for (int i = 0; i < kThreads; ++i) values[i] = 1 + i;
     const Memory<float> in(values), out(std::vector<float>(kThreads + two_blocks, 0));

@@ -1,5 +1,5 @@
 // Every kernel of the package once, on a few shapes with ragged edges, in memory of exactly the size it may
-// touch: what AddressSanitizer, ThreadSanitizer (on the host) and compute-sanitizer (on a GPU) look at.
+// touch: what AddressSanitizer, ThreadSanitizer (emulated) and compute-sanitizer (on a GPU) look at.
 // Whether the numbers are right is for the tests of the ops; here only NaN, as from memory that was read and
 // not written, is looked for.
 #include <cmath>
@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "context_aggregation/cuda/kernels.h"
-#include "local_aggregation/cuda/kernels.h"
+#include "context_aggregation/cuda/launch.h"
+#include "local_aggregation/cuda/launch.h"
 #include "memory.h"
 
 using namespace ck;
@@ -80,7 +80,7 @@ void expect_numbers(const std::string& what, const Memory<T>& memory) {
 
 template <class T>
 void run_depthwise(int64_t batch, int height, int width, int channels, int window) {
-    const DepthwiseShape shape{batch, height, width, channels, window, window};
+    const LocalAggregationShape shape{batch, height, width, channels, window, window};
     const int64_t elements = batch * height * width * channels, taps = window * window;
     const Memory<T> x(random_numbers<T>(elements)), grad_out(random_numbers<T>(elements)),
         out(nan<T>(elements));
@@ -90,16 +90,18 @@ void run_depthwise(int64_t batch, int height, int width, int channels, int windo
     const auto image = [&](const Memory<T>& memory) {
         return Image{memory.data(), int64_t{height} * width * channels, int64_t{width} * channels, channels};
     };
-    const Memory<char> forward_workspace(nan<char>(cuda::depthwise_forward_workspace(shape, kCode<T>, true)));
+    const Memory<char> forward_workspace(
+        nan<char>(cuda::local_aggregation_forward_workspace(shape, kCode<T>, true)));
     const Memory<char> weight_workspace(
-        nan<char>(cuda::depthwise_backward_weight_workspace(shape, kCode<T>)));
-    const DepthwiseForward forward{shape, image(x), weight.data(), bias.data(), image(out)};
-    cuda::depthwise_forward(forward, {}, nullptr, kCode<T>, nullptr);
+        nan<char>(cuda::local_aggregation_backward_weight_workspace(shape, kCode<T>)));
+    const LocalAggregationForward forward{shape, image(x), weight.data(), bias.data(), image(out)};
+    cuda::local_aggregation_forward(forward, {}, nullptr, kCode<T>, nullptr);
     expect_numbers("depthwise forward", out);
-    cuda::depthwise_forward(forward, {sum.data(), m2.data()}, forward_workspace.data(), kCode<T>,
-                            nullptr);
-    cuda::depthwise_backward_weight({shape, image(grad_out), image(x), grad_weight.data(), grad_bias.data()},
-                                    weight_workspace.data(), kCode<T>, nullptr);
+    cuda::local_aggregation_forward(forward, {sum.data(), m2.data()}, forward_workspace.data(), kCode<T>,
+                                    nullptr);
+    cuda::local_aggregation_backward_weight(
+        {shape, image(grad_out), image(x), grad_weight.data(), grad_bias.data()}, weight_workspace.data(),
+        kCode<T>, nullptr);
     for (const auto* memory : {&sum, &m2, &grad_weight, &grad_bias}) {
         expect_numbers("depthwise statistics and gradients", *memory);
     }
@@ -110,8 +112,8 @@ template <class T>
 void run_mix(int64_t batch, int height, int width, int64_t heads, int head_dim, int window) {
     const int64_t tokens = height * width, channels = heads * head_dim, elements = batch * tokens * channels;
     const int64_t taps = window * window;
-    const MixShape shape{batch,  tokens, heads, head_dim, window ? height : 0, window ? width : 0,
-                         window, window, 0.25};
+    const ContextAggregationShape shape{
+        batch, tokens, heads, head_dim, window ? height : 0, window ? width : 0, window, window, 0.25};
     const Memory<T> packed(random_numbers<T>(3 * elements)), grad_out(random_numbers<T>(elements)),
         out(nan<T>(elements)), grad_q(nan<T>(elements)), grad_k(nan<T>(elements)), grad_v(nan<T>(elements));
     const Memory<float> alpha(random_numbers<float>(heads)), weight(random_numbers<float>(channels * taps)),
@@ -126,16 +128,17 @@ void run_mix(int64_t batch, int height, int width, int64_t heads, int head_dim, 
     };
     const float* const given_weight = window ? weight.data() : nullptr;
     const float* const given_bias = window ? bias.data() : nullptr;
-    cuda::mix_forward({shape, slice(0), slice(1), slice(2), alpha.data(), given_weight, given_bias, nullptr,
-                       whole(out), logsumexp.data()},
-                      kCode<T>, nullptr);
+    cuda::context_aggregation_forward({shape, slice(0), slice(1), slice(2), alpha.data(), given_weight,
+                                       given_bias, nullptr, whole(out), logsumexp.data()},
+                                      kCode<T>, nullptr);
     expect_numbers("mix forward", out);
     expect_numbers("mix logsumexp", logsumexp);
     const bool local = window > 0;
-    const Memory<char> workspace(nan<char>(cuda::mix_backward_workspace(shape, kCode<T>, local)));
+    const Memory<char> workspace(
+        nan<char>(cuda::context_aggregation_backward_workspace(shape, kCode<T>, local)));
     const LocalGradient local_gradient =
         local ? LocalGradient{grad_weight.data(), grad_bias.data()} : LocalGradient{};
-    cuda::mix_backward(
+    cuda::context_aggregation_backward(
         {shape, whole(grad_out), slice(0), slice(1), slice(2), alpha.data(), given_weight, nullptr,
          logsumexp.data(), whole(grad_q), whole(grad_k), whole(grad_v), grad_alpha.data()},
         local_gradient, workspace.data(), kCode<T>, nullptr);
@@ -163,11 +166,11 @@ void run_all() {
 
 }  // namespace
 
-// On the host: run_kernels ORDER, ascending or descending.
+// Emulated: run_kernels ORDER, ascending or descending.
 int main([[maybe_unused]] int argc, [[maybe_unused]] char** argv) {
     try {
 #if !defined(__CUDACC__)
-        host::set_thread_order(argc > 1 ? argv[1] : "");
+        emulator::set_thread_order(argc > 1 ? argv[1] : "");
 #endif
         run_all<float>();
         run_all<BFloat16>();

@@ -1,4 +1,4 @@
-"""Both halves of the device runtime do what csrc/common/device.h says: the host half always, nvcc's on a GPU."""
+"""Both halves of the device runtime do what csrc/cuda/device.h says: the emulated half always, nvcc's on a GPU."""
 
 import subprocess
 from pathlib import Path
@@ -22,8 +22,8 @@ def holds(finished: subprocess.CompletedProcess) -> None:
 
 
 @pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
-def test_host_half(host_program, sanitizer):
-    holds(host_program("semantics.cu", sanitizer)())
+def test_emulated_half(emulated_program, sanitizer):
+    holds(emulated_program("semantics.cu", sanitizer)())
 
 
 @NEEDS_NVCC

@@ -29,7 +29,7 @@ def calls(tmp_path_factory):
     program = tmp_path_factory.mktemp("launch") / "launch"
     wrapped = [word for name in STAND_INS for word in ("-Xlinker", f"--wrap={name}")]
     flags = ["-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_80", *wrapped]
-    run([compiler, *flags, "-I", SOURCES, HERE / "launch.cu", SOURCES / "common" / "runtime.cu", "-o", program])
+    run([compiler, *flags, "-I", SOURCES, HERE / "launch.cu", SOURCES / "cuda" / "runtime.cu", "-o", program])
 
     def ask(what):
         done = subprocess.run([program, what], stdout=subprocess.PIPE, text=True, check=True)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from builder.cuda_host import kernel_sources
+from builder.cuda_emulator import kernel_sources
 
 # (height, width, head_dim): loads of a warp, one for each place where its lanes begin to read, and the cycles
 # that shared memory takes for them. More cycles than loads are bank conflicts.
@@ -23,8 +23,8 @@ BANKS = {
 
 
 @pytest.fixture(scope="module")
-def printed(host_program):
-    finished = host_program("layout.cu", None, *kernel_sources())()
+def printed(emulated_program):
+    finished = emulated_program("layout.cu", None, *kernel_sources())()
     assert finished.returncode == 0, finished.stdout
     return finished.stdout
 

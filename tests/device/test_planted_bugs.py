@@ -12,7 +12,7 @@ TEXT = (Path(__file__).parent / SOURCE).read_text()
 BUGS = re.findall(r"BUG\((\w+)\),", TEXT)
 ORDERS = ("ascending", "descending")
 
-# What the host runtime says, with the kernel and the line.
+# What the emulator says, with the kernel and the line.
 REPORTED = {
     "never_waited": "has not waited for this copy_async",
     "wrong_shuffle_mask": "shuffle: the lane is not in its own mask 0x7fffffff",
@@ -63,8 +63,8 @@ def assert_names_a_line(report: str, bug: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def planted_bugs(host_program):
-    return cache(lambda sanitizer: host_program(SOURCE, sanitizer))
+def planted_bugs(emulated_program):
+    return cache(lambda sanitizer: emulated_program(SOURCE, sanitizer))
 
 
 def test_every_bug_is_looked_for():

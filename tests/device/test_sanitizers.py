@@ -2,12 +2,12 @@
 
 import pytest
 
-from builder.cuda_host import kernel_sources
+from builder.cuda_emulator import kernel_sources
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 @pytest.mark.parametrize("sanitizer", [None, "address", "thread"])
-def test_kernels_are_clean(host_program, sanitizer, order):
-    finished = host_program("run_kernels.cu", sanitizer, *kernel_sources())(order)
+def test_kernels_are_clean(emulated_program, sanitizer, order):
+    finished = emulated_program("run_kernels.cu", sanitizer, *kernel_sources())(order)
     assert finished.returncode == 0, finished.stdout[-4000:]
     assert finished.stdout == "all kernels ran\n"

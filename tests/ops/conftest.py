@@ -4,16 +4,16 @@ import pytest
 from backends import CUDA_ON_GPU
 
 from container_kernels import usable_backends
-from container_kernels.testing import run_cuda_on_host
+from container_kernels.testing import emulate_cuda
 
 
 @pytest.fixture(autouse=True)
-def _cuda_on_host(request):
+def _cuda_emulated(request):
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     if CUDA_ON_GPU or parameters.get("backend") != "cuda":
         yield
     elif "gpu" in request.keywords:
         pytest.skip(usable_backends()["cuda"])
     else:
-        with run_cuda_on_host():
+        with emulate_cuda():
             yield

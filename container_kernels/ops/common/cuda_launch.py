@@ -25,7 +25,7 @@ def place_on(device: torch.device) -> tuple[ModuleType, int, int]:
     The CPU gets the kernels as they run on this machine's processor, where the index is -1 and the stream 0.
     """
     if device.type == "cpu":
-        return _extension.load_cuda_host(), -1, 0
+        return _extension.load_cuda_emulator(), -1, 0
     index = device.index
     return _extension.cuda, index, torch.cuda.current_stream(index).cuda_stream
 

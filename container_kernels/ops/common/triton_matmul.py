@@ -96,7 +96,7 @@ def load_scale(scale_ptr, first_row, num_rows, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def finish_branch(
+def branch_epilogue(
     branch,
     bias_ptr,
     scale_ptr,

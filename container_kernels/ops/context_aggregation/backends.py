@@ -55,7 +55,7 @@ def _ask_most_tokens(device: torch.device, dtype: torch.dtype, head_dim: int) ->
     while True:
         more = tokens + 16
         sizes, grid = (1, more, 1, head_dim), (1, more, 7, 7)
-        forward = module.mix_forward_shared_memory(code, sizes, grid)
-        if max(forward, module.mix_backward_shared_memory(code, sizes, grid)) > limit:
+        forward = module.context_aggregation_forward_shared_memory(code, sizes, grid)
+        if max(forward, module.context_aggregation_backward_shared_memory(code, sizes, grid)) > limit:
             return tokens
         tokens = more

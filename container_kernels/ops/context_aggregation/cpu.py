@@ -12,7 +12,7 @@ from .inputs import MixArguments, MixGradients
 def forward(inputs: MixArguments, out: Tensor, logsumexp: Tensor) -> None:
     """Write the mix to `out` (B, N, M, D), dtype of v, and the softmax's log-sum-exp to `logsumexp` (B, M, N)."""
     q, k, v = inputs[:3]
-    _extension.cpu.mix_forward(
+    _extension.cpu.context_aggregation_forward(
         _extension.DTYPE_CODES[v.dtype], v.shape, inputs.window, inputs.scale, torch.get_num_threads(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
         inputs.alpha.data_ptr(), pointer(inputs.local_weight), pointer(inputs.local_bias), pointer(inputs.affinity),
@@ -28,7 +28,7 @@ def backward(inputs: MixArguments, grad_out: Tensor, logsumexp: Tensor, grads: M
         logsumexp: (B, M, N), as `forward` wrote it.
     """
     q, k, v = inputs[:3]
-    _extension.cpu.mix_backward(
+    _extension.cpu.context_aggregation_backward(
         _extension.DTYPE_CODES[v.dtype], v.shape, inputs.window, inputs.scale, torch.get_num_threads(),
         grad_out.data_ptr(), grad_out.stride(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),

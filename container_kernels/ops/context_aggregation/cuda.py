@@ -14,7 +14,7 @@ def forward(inputs: MixArguments, out: Tensor, logsumexp: Tensor) -> None:
     inputs = _compiled(inputs)
     q, k, v = inputs[:3]
     module, device, stream = place(v)
-    module.mix_forward(
+    module.context_aggregation_forward(
         DTYPE_CODES[v.dtype], device, stream, v.shape, inputs.window, inputs.scale,
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
         inputs.alpha.data_ptr(), pointer(inputs.local_weight), pointer(inputs.local_bias),
@@ -36,9 +36,9 @@ def backward(inputs: MixArguments, grad_out: Tensor, logsumexp: Tensor, grads: M
     q, k, v = inputs[:3]
     module, device, stream = place(v)
     code = DTYPE_CODES[v.dtype]
-    size = module.mix_backward_workspace(code, device, v.shape, inputs.window, grad_weight is not None)
+    size = module.context_aggregation_backward_workspace(code, device, v.shape, inputs.window, grad_weight is not None)
     scratch = workspace(v, size)
-    module.mix_backward(
+    module.context_aggregation_backward(
         code, device, stream, v.shape, inputs.window, inputs.scale, grad_out.data_ptr(), grad_out.stride(),
         q.data_ptr(), q.stride(), k.data_ptr(), k.stride(), v.data_ptr(), v.stride(),
         inputs.alpha.data_ptr(), pointer(inputs.local_weight), logsumexp.data_ptr(),

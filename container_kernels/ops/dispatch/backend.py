@@ -38,7 +38,7 @@ _MIN_CAPABILITY = (8, 0)
 _PLAIN_CLASSES = (Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
 
 _requested: str | None = None
-_cuda_on_host = False
+_cuda_emulated = False
 _record: "list[Choice] | None" = None
 
 
@@ -62,14 +62,14 @@ def use_backend(name: str | None):
 
 
 @contextmanager
-def cuda_on_host():
-    """Inside the `with` block "cuda" takes CPU tensors; see `container_kernels.testing.run_cuda_on_host`."""
-    global _cuda_on_host
-    previous, _cuda_on_host = _cuda_on_host, True
+def cuda_emulated():
+    """Inside the `with` block "cuda" takes CPU tensors; see `container_kernels.testing.emulate_cuda`."""
+    global _cuda_emulated
+    previous, _cuda_emulated = _cuda_emulated, True
     try:
         yield
     finally:
-        _cuda_on_host = previous
+        _cuda_emulated = previous
 
 
 class Choice(NamedTuple):
@@ -173,9 +173,9 @@ def why_not_here(name: str, tensor: Tensor) -> str | None:
     if name == "cuda":
         if device_type == "cuda":
             return _extension.why_no_cuda or _why_not_cuda_on(tensor.device)
-        if device_type == "cpu" and _cuda_on_host:
+        if device_type == "cpu" and _cuda_emulated:
             return None
-        only = "CPU tensors only inside container_kernels.testing.run_cuda_on_host()"
+        only = "CPU tensors only inside container_kernels.testing.emulate_cuda()"
         return f"it takes CUDA tensors ({only}), got {device_type}"
     if device_type == "cuda":
         return _why_not_triton_on(tensor.device)

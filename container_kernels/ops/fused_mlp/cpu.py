@@ -13,7 +13,7 @@ def forward(
     out: Tensor,
 ) -> None:  # fmt: skip
     """Write sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2) (+ x) to `out`."""
-    _extension.cpu.mlp_forward(
+    _extension.cpu.fused_mlp_forward(
         *_shape(x, w2),
         x.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), b2.data_ptr(), pointer(sample_scale), residual,
         out.data_ptr(),
@@ -25,7 +25,7 @@ def backward(
     grad_x: Tensor, grad_w1: Tensor, grad_b1: Tensor, grad_w2: Tensor, grad_b2: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradients; the hidden layer is computed again."""
-    _extension.cpu.mlp_backward(
+    _extension.cpu.fused_mlp_backward(
         *_shape(x, w2),
         grad_out.data_ptr(), x.data_ptr(), w1.data_ptr(), b1.data_ptr(), w2.data_ptr(), pointer(sample_scale), residual,
         grad_x.data_ptr(), grad_w1.data_ptr(), grad_b1.data_ptr(), grad_w2.data_ptr(), grad_b2.data_ptr(),

@@ -27,7 +27,7 @@ def forward_with_statistics(
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, channel_sum: int, channel_m2: int) -> None:
-    _extension.cpu.depthwise_forward(
+    _extension.cpu.local_aggregation_forward(
         _extension.DTYPE_CODES[x.dtype], x.shape, weight.shape[1:], torch.get_num_threads(), x.data_ptr(), x.stride(),
         weight.data_ptr(), pointer(bias), out.data_ptr(), out.stride(),
         channel_sum, channel_m2,
@@ -40,7 +40,7 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
     Args:
         grad_out, x: (B, H, W, C) of one dtype, any strides with a contiguous last dimension.
     """
-    _extension.cpu.depthwise_backward_weight(
+    _extension.cpu.local_aggregation_backward_weight(
         _extension.DTYPE_CODES[x.dtype], x.shape, grad_weight.shape[1:], torch.get_num_threads(),
         grad_out.data_ptr(), grad_out.stride(), x.data_ptr(), x.stride(), grad_weight.data_ptr(), grad_bias.data_ptr(),
     )  # fmt: skip

@@ -44,8 +44,8 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
     computed = grad_weight if is_compiled else grad_weight.new_empty(grad_weight.shape[0], size, size)
     module, device, stream = place(x)
     code = DTYPE_CODES[x.dtype]
-    scratch = workspace(x, module.depthwise_backward_weight_workspace(code, device, x.shape, (size, size)))
-    module.depthwise_backward_weight(
+    scratch = workspace(x, module.local_aggregation_backward_weight_workspace(code, device, x.shape, (size, size)))
+    module.local_aggregation_backward_weight(
         code, device, stream, x.shape, (size, size), grad_out.data_ptr(), grad_out.stride(),
         x.data_ptr(), x.stride(), computed.data_ptr(), grad_bias.data_ptr(), scratch.data_ptr(),
     )  # fmt: skip
@@ -58,8 +58,8 @@ def _forward(x, weight, bias, out, channel_sum, channel_m2) -> None:
     module, device, stream = place(x)
     code, window = DTYPE_CODES[x.dtype], weight.shape[1:]
     statistics = channel_sum is not None
-    scratch = workspace(x, module.depthwise_forward_workspace(code, device, x.shape, window, statistics))
-    module.depthwise_forward(
+    scratch = workspace(x, module.local_aggregation_forward_workspace(code, device, x.shape, window, statistics))
+    module.local_aggregation_forward(
         code, device, stream, x.shape, window, x.data_ptr(), x.stride(), weight.data_ptr(), pointer(bias),
         out.data_ptr(), out.stride(), pointer(channel_sum), pointer(channel_m2), scratch.data_ptr(),
     )  # fmt: skip

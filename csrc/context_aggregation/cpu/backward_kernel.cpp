@@ -3,23 +3,23 @@
 // and score gradients, over all keys, fit into the second-level cache: the softmax row term is then a sum
 // over numbers at hand. The tasks of a head add up grad_k and grad_v of all keys; how many tasks share a head
 // depends on the shape alone, so the sums are the same for any number of threads.
+#include "context_aggregation/cpu/attention_gemm.h"
+#include "context_aggregation/cpu/launch.h"
 #include "cpu/exp2.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
-#include "context_aggregation/cpu/kernels.h"
-#include "context_aggregation/cpu/products.h"
 #include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {
 
-// A head is shared where there are fewer than kWantedTasks heads, as long as a task keeps kLeastQueries
+// A head is shared where there are fewer than kTargetTasks heads, as long as a task keeps kMinQueries
 // queries, which make its packing of the keys and its share of the final sums small.
-constexpr int64_t kWantedTasks = 16;
-constexpr int64_t kLeastQueries = 32 * kRows;
+constexpr int64_t kTargetTasks = 16;
+constexpr int64_t kMinQueries = 32 * kRows;
 // Bytes of scores and score gradients of a block of rows, and its most rows.
 constexpr int64_t kBlockBytes = 256 << 10;
-constexpr int64_t kMostRows = 8 * kRows;
+constexpr int64_t kMaxRows = 8 * kRows;
 // Vectors of keys that a block of rows works on at a time, so that they stay in the first-level cache.
 constexpr int64_t kTileVectors = 4 * kKeyVectors;
 
@@ -32,17 +32,16 @@ struct Tiling {
     int64_t queries;  // per task
     int64_t tasks_per_head;
 
-    explicit Tiling(const MixShape& shape, int threads) {
+    explicit Tiling(const ContextAggregationShape& shape, int threads) {
         constexpr int L = kLanes<A>;
         const int64_t tokens = shape.tokens;
         dim = round_up(shape.head_dim, L);
         vectors = ceil_div(tokens, L);
         keys = vectors * L;
         const int64_t fitting = kBlockBytes / (2 * keys * static_cast<int64_t>(sizeof(A))) / kRows * kRows;
-        const int64_t limited = fitting < 2 * kRows ? 2 * kRows : fitting > kMostRows ? kMostRows : fitting;
+        const int64_t limited = fitting < 2 * kRows ? 2 * kRows : fitting > kMaxRows ? kMaxRows : fitting;
         rows = limited < tokens ? limited : round_up(tokens, kRows);
-        const int64_t most = tokens / kLeastQueries,
-                      wanted = ceil_div(kWantedTasks, shape.batch * shape.heads);
+        const int64_t most = tokens / kMinQueries, wanted = ceil_div(kTargetTasks, shape.batch * shape.heads);
         const int64_t shares = wanted < most ? wanted : most;
         queries = shares > 1 ? round_up(ceil_div(tokens, shares), rows) : tokens;
         tasks_per_head = ceil_div(tokens, queries);
@@ -85,7 +84,7 @@ struct BackwardTask {
     static constexpr int L = kLanes<A>;
     using V = Vec<A>;
 
-    const MixBackward& params;
+    const ContextAggregationBackward& params;
     const Tiling<A>& tiling;
     Scratch<A> scratch;
     Sums<A> sums;
@@ -130,7 +129,7 @@ struct BackwardTask {
     // Rows that do not exist, up to a multiple of kRows, are computed as zeros and then left out of every
     // sum.
     void load_block(int64_t begin, int64_t rows, int64_t padded_rows) {
-        const MixShape& shape = params.shape;
+        const ContextAggregationShape& shape = params.shape;
         const Tokens &q = params.q, &grad_out = params.grad_out;
         const int padded = static_cast<int>(tiling.dim);
         pack_rows(q.head<const T>(batch, head) + begin * q.token_stride, q.token_stride, rows, shape.head_dim,
@@ -221,13 +220,13 @@ struct BackwardTask {
     }
 
     // Writes grad_k and grad_v from complete sums; window_weight (taps, dim) is flipped, or null.
-    void finish(const A* window_weight) {
-        const MixShape& shape = params.shape;
+    void epilogue(const A* window_weight) {
+        const ContextAggregationShape& shape = params.shape;
         const Tokens &grad_k = params.grad_k, &grad_v = params.grad_v, &grad_out = params.grad_out;
         const int padded = static_cast<int>(tiling.dim);
         // The packed q carries the scale.
-        unpack_rows(sums.grad_k, padded, shape.tokens, shape.head_dim, A(1),
-                    grad_k.head<T>(batch, head), grad_k.token_stride);
+        unpack_rows(sums.grad_k, padded, shape.tokens, shape.head_dim, A(1), grad_k.head<T>(batch, head),
+                    grad_k.token_stride);
         T* target = grad_v.head<T>(batch, head);
         if (!window_weight) {
             return unpack_rows(sums.grad_v, padded, shape.tokens, shape.head_dim, A(1), target,
@@ -249,9 +248,9 @@ struct BackwardTask {
 };
 
 template <class T>
-void backward(const MixBackward& params, int threads) {
+void backward(const ContextAggregationBackward& params, int threads) {
     using A = Accumulator<T>;
-    const MixShape& shape = params.shape;
+    const ContextAggregationShape& shape = params.shape;
     const Tiling<A> tiling(shape, threads);
     const int64_t shares = tiling.tasks_per_head, pairs = shape.batch * shape.heads, tasks = pairs * shares;
     const int taps = shape.kernel_height * shape.kernel_width;
@@ -291,7 +290,7 @@ void backward(const MixBackward& params, int threads) {
         BackwardTask<T> task = make_task(index / shares, index, thread);
         const int64_t begin = index % shares * tiling.queries, left = shape.tokens - begin;
         task.run(begin, begin + (left < tiling.queries ? left : tiling.queries));
-        if (shares == 1) task.finish(weight_of(task.head));
+        if (shares == 1) task.epilogue(weight_of(task.head));
     });
     if (shares > 1) {
         parallel_for(threads, pairs, [&](int64_t pair, int thread) {
@@ -300,7 +299,7 @@ void backward(const MixBackward& params, int threads) {
             for (int64_t share = 1; share < shares; ++share) {
                 for (int64_t i = 0; i < sums_count; ++i) total[i] += total[share * sums_count + i];
             }
-            task.finish(weight_of(task.head));
+            task.epilogue(weight_of(task.head));
         });
     }
     for (int64_t head = 0; head < shape.heads; ++head) {
@@ -315,7 +314,7 @@ void backward(const MixBackward& params, int threads) {
 
 }  // namespace
 
-void mix_backward(const MixBackward& params, DType dtype, int threads) {
+void context_aggregation_backward(const ContextAggregationBackward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
             return backward<float>(params, threads);

@@ -3,11 +3,11 @@
 // stay close to the first-level cache, with all its queries for each (online softmax), so no more than kRows
 // rows of scores of one tile ever exist. The dense term is added up in the same walk, the local term when the
 // rows are stored.
+#include "context_aggregation/cpu/attention_gemm.h"
+#include "context_aggregation/cpu/launch.h"
 #include "cpu/exp2.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
-#include "context_aggregation/cpu/kernels.h"
-#include "context_aggregation/cpu/products.h"
 #include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
@@ -15,13 +15,13 @@ namespace {
 
 // Queries per task: as many as make the packing of the keys negligible, few enough for threads to share a
 // head.
-constexpr int64_t kMostQueries = 64 * kRows;
-constexpr int64_t kLeastQueries = 8 * kRows;
+constexpr int64_t kMaxQueries = 64 * kRows;
+constexpr int64_t kMinQueries = 8 * kRows;
 constexpr int64_t kTasksPerThread = 4;
 // Bytes of packed keys and values in a tile.
 constexpr int64_t kTileBytes = 64 << 10;
 // Keys of a tile at most: each is one term of a plain sum, whose error grows with their number.
-constexpr int64_t kMostKeys = 256;
+constexpr int64_t kMaxKeys = 256;
 
 template <class A>
 struct Tiling {
@@ -30,19 +30,17 @@ struct Tiling {
     int64_t keys;     // per tile, a multiple of the lanes
     int64_t tasks_per_head;
 
-    explicit Tiling(const MixShape& shape, int threads) {
+    explicit Tiling(const ContextAggregationShape& shape, int threads) {
         constexpr int L = kLanes<A>;
         dim = round_up(shape.head_dim, L);
         const int64_t fitting = kTileBytes / (2 * dim * static_cast<int64_t>(sizeof(A)));
-        const int64_t most_keys = fitting < kMostKeys ? fitting : kMostKeys;
+        const int64_t most_keys = fitting < kMaxKeys ? fitting : kMaxKeys;
         keys = round_up(ceil_div(shape.tokens, ceil_div(shape.tokens, most_keys)), L);
         // The results of a row do not depend on the rows it shares a task with, so this may follow the
         // threads.
         const int64_t wanted = ceil_div(kTasksPerThread * threads, shape.batch * shape.heads);
         const int64_t share = ceil_div(shape.tokens, wanted);
-        const int64_t limited = share < kLeastQueries  ? kLeastQueries
-                                : share > kMostQueries ? kMostQueries
-                                                       : share;
+        const int64_t limited = share < kMinQueries ? kMinQueries : share > kMaxQueries ? kMaxQueries : share;
         queries = round_up(limited < shape.tokens ? limited : shape.tokens, kRows);
         tasks_per_head = ceil_div(shape.tokens, queries);
     }
@@ -130,7 +128,7 @@ template <class T>
 struct ForwardTask {
     using A = Accumulator<T>;
 
-    const MixForward& params;
+    const ContextAggregationForward& params;
     const Tiling<A>& tiling;
     const A* window_weight;  // (heads, taps, dim), or null
     Scratch<A> scratch;
@@ -205,7 +203,7 @@ struct ForwardTask {
     static double natural_log(double x) { return __builtin_log(x); }
 
     void store_rows() {
-        const MixShape& shape = params.shape;
+        const ContextAggregationShape& shape = params.shape;
         const int64_t dim = tiling.dim;
         const Tokens &v = params.v, &out = params.out;
         T* target = out.head<T>(batch, head) + begin * out.token_stride;
@@ -230,9 +228,9 @@ struct ForwardTask {
 };
 
 template <class T>
-void forward(const MixForward& params, int threads) {
+void forward(const ContextAggregationForward& params, int threads) {
     using A = Accumulator<T>;
-    const MixShape& shape = params.shape;
+    const ContextAggregationShape& shape = params.shape;
     const Tiling<A> tiling(shape, threads);
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t weight_count = params.local_weight ? shape.heads * taps * tiling.dim : 0;
@@ -267,7 +265,7 @@ void forward(const MixForward& params, int threads) {
 
 }  // namespace
 
-void mix_forward(const MixForward& params, DType dtype, int threads) {
+void context_aggregation_forward(const ContextAggregationForward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
             return forward<float>(params, threads);

@@ -2,9 +2,9 @@
 // The backward of the mix: how much memory it takes, and the sums over the batch that follow the heads.
 #include <algorithm>
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
-#include "context_aggregation/cuda/kernels.h"
+#include "context_aggregation/cuda/launch.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 namespace {
@@ -57,18 +57,19 @@ int element_bytes(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 }  // namespace
 
-size_t mix_backward_shared_memory(const MixShape& shape, DType dtype) {
+size_t context_aggregation_backward_shared_memory(const ContextAggregationShape& shape, DType dtype) {
     check(shape);
     return backward_shared_memory(shape, element_bytes(dtype));
 }
 
-size_t mix_backward_workspace(const MixShape& shape, DType, bool local_gradient) {
+size_t context_aggregation_backward_workspace(const ContextAggregationShape& shape, DType,
+                                              bool local_gradient) {
     return shape.batch * partial_columns(shape, local_gradient) * sizeof(float);
 }
 
-void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,
-                  Stream stream) {
-    const MixShape& shape = params.shape;
+void context_aggregation_backward(const ContextAggregationBackward& params, const LocalGradient& local,
+                                  void* workspace, DType dtype, Stream stream) {
+    const ContextAggregationShape& shape = params.shape;
     check(shape);
     const auto access = [&](const auto&... tokens) {
         return std::min({row_access(tokens, shape, element_bytes(dtype))...});

@@ -6,14 +6,14 @@
 #include <cstddef>
 #include <limits>
 
-#include "common/runtime.h"
 #include "context_aggregation/cuda/tile.h"
 #include "context_aggregation/params.h"
+#include "cuda/runtime.h"
 
 namespace ck::cuda {
 
 struct BackwardArguments {
-    MixBackward mix;
+    ContextAggregationBackward mix;
     LocalGradient local;  // null pointers: not wanted
     // (batch, heads + heads * (taps + 1) * head_dim): what an image adds to the gradients of alpha, then of
     // the local weight and bias, with the channels next to each other as a warp has them.
@@ -27,7 +27,7 @@ struct BackwardArguments {
 };
 
 // The columns of `partials`.
-constexpr int64_t partial_columns(const MixShape& shape, bool local_gradient) {
+constexpr int64_t partial_columns(const ContextAggregationShape& shape, bool local_gradient) {
     const int64_t sums = local_gradient ? shape.kernel_height * shape.kernel_width + 1 : 0;
     return shape.heads * (1 + shape.head_dim * sums);
 }
@@ -40,7 +40,7 @@ struct KeySplit {
     }
     static constexpr int most_warps(int padded_head_dim) { return padded_head_dim == 128 ? 8 : 16; }
 
-    KeySplit(const MixShape& shape, int element_bytes) {
+    KeySplit(const ContextAggregationShape& shape, int element_bytes) {
         const int keys_per_warp = kTile * tiles_per_warp(padded_head_dim(shape.head_dim), element_bytes);
         warps = ceil_div(shape.tokens, keys_per_warp);
         rows = warps * keys_per_warp;
@@ -53,10 +53,10 @@ struct KeySplit {
 // Channels whose windows are in shared memory at a time.
 constexpr int window_channels(int padded_head_dim) { return std::min(padded_head_dim, 64); }
 
-// The shared memory of a block, one head: k, q, v and dy, rows 16 bytes apart; logsumexp; dS of 16 queries and one
-// or, in float32, two sums of every query, in whose place the windows of the local term are later. More than any
-// device has where the warps are too many.
-inline size_t backward_shared_memory(const MixShape& shape, int element_bytes) {
+// The shared memory of a block, one head: k, q, v and dy, rows 16 bytes apart; logsumexp; dS of 16 queries
+// and one or, in float32, two sums of every query, in whose place the windows of the local term are later.
+// More than any device has where the warps are too many.
+inline size_t backward_shared_memory(const ContextAggregationShape& shape, int element_bytes) {
     const int head_dim = padded_head_dim(shape.head_dim);
     const KeySplit split(shape, element_bytes);
     if (split.warps > KeySplit::most_warps(head_dim)) return std::numeric_limits<size_t>::max();

@@ -2,8 +2,8 @@
 // The matrix products of the backward for float32, by multiply-adds in the places of the tensor cores' lanes.
 #pragma once
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward_mma.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 

@@ -4,8 +4,8 @@
 // to it.
 #pragma once
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 

@@ -15,13 +15,13 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/backward_fma.h"
 #include "context_aggregation/cuda/backward_fragments.h"
 #include "context_aggregation/cuda/backward_local.h"
 #include "context_aggregation/cuda/backward_mma.h"
 #include "context_aggregation/cuda/backward_tile.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 
@@ -78,8 +78,8 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     using Products = KeyProducts<T, D>;
     constexpr int P = kPitch<T, D>, kTiles = Products::kTiles;
     constexpr bool kWeights = kNormalize<T>;
-    const MixBackward& mix = arguments.mix;
-    const MixShape& shape = mix.shape;
+    const ContextAggregationBackward& mix = arguments.mix;
+    const ContextAggregationShape& shape = mix.shape;
     const int tokens = static_cast<int>(shape.tokens), queries = static_cast<int>(round_up(tokens, kTile));
     const int warps = static_cast<int>(split.warps), rows = static_cast<int>(split.rows);
     const int head_index = block_index().x;
@@ -89,8 +89,8 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     const Head<T, D> head(memory, rows);
     with_access<T>(arguments.input_access, [&]<int Access>() {
         const auto load_tile = [&](T* target, const Tokens& source) {
-            load_rows<Access, T, D>(target, rows, source.head<const T>(image, head_index), source.token_stride,
-                                    tokens, shape.head_dim);
+            load_rows<Access, T, D>(target, rows, source.head<const T>(image, head_index),
+                                    source.token_stride, tokens, shape.head_dim);
         };
         load_tile(head.key, mix.k);
         load_tile(head.query, mix.q);
@@ -101,8 +101,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     const float* const logsumexp =
         static_cast<const float*>(mix.logsumexp) + (image * shape.heads + head_index) * tokens;
     for (int i = thread_index(); i < queries; i += block_size()) {
-        head.logsumexp[i] =
-            i < tokens ? logsumexp[i] : std::numeric_limits<float>::infinity();
+        head.logsumexp[i] = i < tokens ? logsumexp[i] : std::numeric_limits<float>::infinity();
     }
     copy_async_wait<0>();
     sync_threads();
@@ -199,11 +198,11 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
     sync_threads();
 
     // The room of k and q is for dv in float, and then for the sums of the local gradient.
-    float* const room = reinterpret_cast<float*>(head.key);
+    float* const smem_scratch = reinterpret_cast<float*>(head.key);
     CK_UNROLL
     for (int i = 0; i < kTiles; ++i) {
         for_each_pair(dv[i], [&](int row, int channel, float x, float y) {
-            write_pair(room + (key + i * kTile + row) * P + channel, x * weight, y * weight);
+            write_pair(smem_scratch + (key + i * kTile + row) * P + channel, x * weight, y * weight);
         });
     }
     copy_async_wait<0>();
@@ -214,7 +213,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
         head.grad_out,
         local_weight,
         windows,
-        room,
+        smem_scratch,
         mix.grad_v.head<T>(image, head_index),
         mix.grad_v.token_stride,
         arguments.output_access,
@@ -234,7 +233,7 @@ backward_kernel(const BackwardArguments arguments, const KeySplit split, const i
 
 template <class T, int D>
 void launch_backward(const BackwardArguments& arguments, Stream stream) {
-    const MixShape& shape = arguments.mix.shape;
+    const ContextAggregationShape& shape = arguments.mix.shape;
     const KeySplit split(shape, sizeof(T));
     // Images along the second axis of a grid; neighbors in memory are the heads.
     for (int64_t first = 0; first < shape.batch; first += kMaxBlocksYZ) {
@@ -249,8 +248,7 @@ void launch_backward(const BackwardArguments& arguments, Stream stream) {
 // For every padded head_dim.
 template <class T>
 void launch_backward(const BackwardArguments& arguments, Stream stream) {
-    with_head_dim(arguments.mix.shape.head_dim,
-                  [&]<int D>() { launch_backward<T, D>(arguments, stream); });
+    with_head_dim(arguments.mix.shape.head_dim, [&]<int D>() { launch_backward<T, D>(arguments, stream); });
 }
 
 }  // namespace ck::cuda

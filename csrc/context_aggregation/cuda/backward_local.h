@@ -5,21 +5,21 @@
 
 #include <algorithm>
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward.h"
 #include "context_aggregation/cuda/backward_tile.h"
 #include "context_aggregation/params.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 
 // One head's part in the local term. Rows of tokens are kPitch<T, D> elements apart.
 template <class T>
 struct LocalHead {
-    const MixShape& shape;
+    const ContextAggregationShape& shape;
     const T *value, *grad_out;  // in shared memory
     const float* weight;        // (head_dim, K * K)
     float* windows;             // in shared memory, for those of window_channels, where the first ones are
-    float* room;                // of floats in shared memory, rows as wide: dv so far, and later other sums
+    float* smem_scratch;        // of floats in shared memory, rows as wide: dv so far, and later other sums
     T* out;                     // dv
     int64_t out_stride;
     int out_access;
@@ -29,13 +29,14 @@ struct LocalHead {
 namespace local {
 
 // Tokens of a row that a thread takes at a time. Grids of 7, 14, 28 and 56 have no remainder.
-constexpr int kSpan = 7;
+constexpr int kColumnTile = 7;
 
 // The rows of the window whose weights, or sums, are in registers at a time: what 128 have room for.
 template <class T, int K>
 constexpr int kWindowRows = sizeof(T) == 4 ? 3 : std::min(K, K == 7 ? 4 : 5);
 
-// Threads next to each other own neighboring channels; a slot of them walks over the spans of the grid.
+// Threads next to each other own neighboring channels; a slot of them walks over the column tiles of the
+// grid.
 template <int D>
 struct Lanes {
     static constexpr int kPerRow = std::min(D / 2, kWarpSize), kChannels = 2 * kPerRow;
@@ -48,21 +49,23 @@ struct Lanes {
     int channel, slot, slots;
 };
 
-// Calls visit(y, x) for every span of the grid that the thread's slot has. Neighboring slots take neighboring spans,
-// although half warps then meet in some banks: a warp executes the window's rows that either half has inside of the
-// grid, and for spans further apart those are more (counted: bench/NOTES.md).
+// Calls visit(y, x) for every column tile of the grid that the thread's slot has. Neighboring slots take
+// neighboring column tiles, although half warps then meet in some banks: a warp executes the window's rows
+// that either half has inside of the grid, and for column tiles further apart those are more (counted:
+// bench/NOTES.md).
 template <int D, class Visit>
-CK_DEVICE void for_each_span(const Lanes<D>& lanes, const MixShape& shape, Visit visit) {
-    const auto per_row = static_cast<unsigned>(ceil_div(shape.width, kSpan));
+CK_DEVICE void for_each_column_tile(const Lanes<D>& lanes, const ContextAggregationShape& shape,
+                                    Visit visit) {
+    const auto per_row = static_cast<unsigned>(ceil_div(shape.width, kColumnTile));
     const unsigned count = shape.height * per_row;
     CK_NO_UNROLL
-    for (unsigned span = lanes.slot; span < count; span += lanes.slots) {
-        visit(static_cast<int>(span / per_row), static_cast<int>(span % per_row) * kSpan);
+    for (unsigned column_tile = lanes.slot; column_tile < count; column_tile += lanes.slots) {
+        visit(static_cast<int>(column_tile / per_row), static_cast<int>(column_tile % per_row) * kColumnTile);
     }
 }
 
-// Starts to copy the windows of the channels from `first_channel` on into shared memory. `weight` is (head_dim,
-// taps); windows of channels that do not exist are zeros.
+// Starts to copy the windows of the channels from `first_channel` on into shared memory. `weight` is
+// (head_dim, taps); windows of channels that do not exist are zeros.
 template <int D>
 CK_DEVICE void load_windows(float* windows, const float* weight, int first_channel, int head_dim, int taps) {
     load_floats(windows, weight + first_channel * taps, (head_dim - first_channel) * taps,
@@ -70,47 +73,50 @@ CK_DEVICE void load_windows(float* windows, const float* weight, int first_chann
     copy_async_commit();
 }
 
-// Two channels of the tokens of row y of the grid in the span from x on, and of `Halo` tokens on either side;
-// zeros outside of the grid. Full: the width is a multiple of a span, which leaves two conditions. A halo is
-// narrower.
+// Two channels of the tokens of row y of the grid in the column tile from x on, and of `Halo` tokens on
+// either side; zeros outside of the grid. Full: the width is a multiple of a column tile, which leaves two
+// conditions. A halo is narrower.
 template <int Pitch, bool Full, int Halo, class T>
-CK_DEVICE void load_span(Float2 (&span)[kSpan + 2 * Halo], const T* channels, const MixShape& shape, int y,
-                         int x) {
-    static_assert(Halo < kSpan);
+CK_DEVICE void load_column_tile(Float2 (&column_tile)[kColumnTile + 2 * Halo], const T* channels,
+                                const ContextAggregationShape& shape, int y, int x) {
+    static_assert(Halo < kColumnTile);
     const T* const row = channels + (y * shape.width + x) * Pitch;
     CK_UNROLL
-    for (int i = -Halo; i < kSpan + Halo; ++i) {
-        const bool inside = i < 0 ? x > 0 : Full ? i < kSpan || x + kSpan < shape.width : x + i < shape.width;
-        span[i + Halo] = {0.f, 0.f};
-        if (inside) span[i + Halo] = read_pair(row + i * Pitch);
+    for (int i = -Halo; i < kColumnTile + Halo; ++i) {
+        const bool inside = i < 0  ? x > 0
+                            : Full ? i < kColumnTile || x + kColumnTile < shape.width
+                                   : x + i < shape.width;
+        column_tile[i + Halo] = {0.f, 0.f};
+        if (inside) column_tile[i + Halo] = read_pair(row + i * Pitch);
     }
 }
 
-// Writes `count` tokens of a span, as many of the two channels as there are; `Elements` at a time.
+// Writes `count` tokens of a column tile, as many of the two channels as there are; `Elements` at a time.
 template <int Elements, class T>
-CK_DEVICE void store_span(T* out, int64_t stride, const Float2 (&span)[kSpan], int count, int channels) {
+CK_DEVICE void store_column_tile(T* out, int64_t stride, const Float2 (&column_tile)[kColumnTile], int count,
+                                 int channels) {
     if (channels <= 0) return;
     CK_UNROLL
-    for (int i = 0; i < kSpan; ++i) {
+    for (int i = 0; i < kColumnTile; ++i) {
         if (i >= count) continue;
         if constexpr (Elements == 2) {
-            write_pair(out + i * stride, span[i].x, span[i].y);
+            write_pair(out + i * stride, column_tile[i].x, column_tile[i].y);
         } else {
-            out[i * stride] = from_float<T>(span[i].x);
-            if (channels > 1) out[i * stride + 1] = from_float<T>(span[i].y);
+            out[i * stride] = from_float<T>(column_tile[i].x);
+            if (channels > 1) out[i * stride + 1] = from_float<T>(column_tile[i].y);
         }
     }
 }
 
 // Adds up what the warps hold for the same channels, in the order of the warps, and writes it to `partials`
-// (Count, channels), whose rows are `stride` apart. `room` is for Capacity floats of every warp.
+// (Count, channels), whose rows are `stride` apart. `smem_scratch` is for Capacity floats of every warp.
 template <int D, int Capacity, int Count>
-CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, float* room, float* partials,
-                                 int stride) {
+CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, float* smem_scratch,
+                                 float* partials, int stride) {
     constexpr int kChannels = Lanes<D>::kChannels, kPerRow = Lanes<D>::kPerRow;
     constexpr int kAtOnce = std::min(Capacity / kChannels, Count);
     static_assert(kAtOnce >= 1);
-    float* const own = room + warp() * (kAtOnce * kChannels);
+    float* const own = smem_scratch + warp() * (kAtOnce * kChannels);
     CK_UNROLL
     for (int begin = 0; begin < Count; begin += kAtOnce) {
         sync_threads();
@@ -136,7 +142,7 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, fl
             float sum = 0;
             CK_NO_UNROLL
             for (int warp = 0; warp < block_size() / kWarpSize; ++warp) {
-                sum += room[warp * (kAtOnce * kChannels) + i];
+                sum += smem_scratch[warp * (kAtOnce * kChannels) + i];
             }
             partials[(begin + i / kChannels) * stride + channel] = sum;
         }
@@ -149,22 +155,22 @@ template <int K, bool Full, int FirstRow, class T, int D>
 CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     constexpr bool kLast = FirstRow + kRows == K;
-    const MixShape& shape = head.shape;
+    const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel;
     float sums[kRows * K + kLast][2] = {};
-    for_each_span(lanes, shape, [&](int y, int x) {
-        Float2 grad[kSpan], values[kSpan + K - 1];
-        load_span<P, Full, 0>(grad, head.grad_out + channel, shape, y, x);
+    for_each_column_tile(lanes, shape, [&](int y, int x) {
+        Float2 grad[kColumnTile], values[kColumnTile + K - 1];
+        load_column_tile<P, Full, 0>(grad, head.grad_out + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + FirstRow + row - K / 2;
             if (source < 0 || source >= shape.height) continue;
-            load_span<P, Full, K / 2>(values, head.value + channel, shape, source, x);
+            load_column_tile<P, Full, K / 2>(values, head.value + channel, shape, source, x);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
-                for (int j = 0; j < kSpan; ++j) {
+                for (int j = 0; j < kColumnTile; ++j) {
                     sums[row * K + tap][0] += grad[j].x * values[j + tap].x;
                     sums[row * K + tap][1] += grad[j].y * values[j + tap].y;
                 }
@@ -172,13 +178,13 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
         }
         if constexpr (kLast) {
             CK_UNROLL
-            for (int j = 0; j < kSpan; ++j) {
+            for (int j = 0; j < kColumnTile; ++j) {
                 sums[kRows * K][0] += grad[j].x;
                 sums[kRows * K][1] += grad[j].y;
             }
         }
     });
-    reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.room,
+    reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.smem_scratch,
                                                head.partials + FirstRow * K * shape.head_dim + first_channel,
                                                shape.head_dim);
     if constexpr (!kLast) weight_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
@@ -188,40 +194,40 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
 template <int K, bool Full, int FirstRow, class T, int D>
 CK_DEVICE void value_gradient_rows(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
-    const MixShape& shape = head.shape;
+    const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel;
     const float* const own_windows = head.windows + lanes.channel * (K * K) + FirstRow * K;
     Float2 window[kRows * K];
     CK_UNROLL
     for (int tap = 0; tap < kRows * K; ++tap) window[tap] = {own_windows[tap], own_windows[K * K + tap]};
-    for_each_span(lanes, shape, [&](int y, int x) {
+    for_each_column_tile(lanes, shape, [&](int y, int x) {
         const int first_token = y * shape.width + x;
-        Float2 grad[kSpan + K - 1], total[kSpan];
-        load_span<P, Full, 0>(total, head.room + channel, shape, y, x);
+        Float2 grad[kColumnTile + K - 1], total[kColumnTile];
+        load_column_tile<P, Full, 0>(total, head.smem_scratch + channel, shape, y, x);
         CK_UNROLL
         for (int row = 0; row < kRows; ++row) {
             const int source = y + K / 2 - (FirstRow + row);
             if (source < 0 || source >= shape.height) continue;
-            load_span<P, Full, K / 2>(grad, head.grad_out + channel, shape, source, x);
+            load_column_tile<P, Full, K / 2>(grad, head.grad_out + channel, shape, source, x);
             CK_UNROLL
             for (int tap = 0; tap < K; ++tap) {
                 CK_UNROLL
-                for (int j = 0; j < kSpan; ++j) {
+                for (int j = 0; j < kColumnTile; ++j) {
                     total[j].x += window[row * K + tap].x * grad[j + K - 1 - tap].x;
                     total[j].y += window[row * K + tap].y * grad[j + K - 1 - tap].y;
                 }
             }
         }
-        const int count = Full ? kSpan : shape.width - x;  // or more
+        const int count = Full ? kColumnTile : shape.width - x;  // or more
         if constexpr (FirstRow + kRows < K) {
-            store_span<2>(head.room + first_token * P + channel, P, total, count, 2);
+            store_column_tile<2>(head.smem_scratch + first_token * P + channel, P, total, count, 2);
         } else if (head.out_access >= 2 * static_cast<int>(sizeof(T))) {
-            store_span<2>(head.out + first_token * head.out_stride + channel, head.out_stride, total, count,
-                          shape.head_dim - channel);
+            store_column_tile<2>(head.out + first_token * head.out_stride + channel, head.out_stride, total,
+                                 count, shape.head_dim - channel);
         } else {
-            store_span<1>(head.out + first_token * head.out_stride + channel, head.out_stride, total, count,
-                          shape.head_dim - channel);
+            store_column_tile<1>(head.out + first_token * head.out_stride + channel, head.out_stride, total,
+                                 count, shape.head_dim - channel);
         }
     });
     if constexpr (FirstRow + kRows < K)
@@ -249,14 +255,14 @@ CK_DEVICE void backward(const LocalHead<T>& head) {
 template <int K, class T, int D>
 CK_DEVICE void wide_value_gradient(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>;
-    const MixShape& shape = head.shape;
+    const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel, channels = shape.head_dim - channel;
     const float* const weight = head.weight + channel * (K * K);
     CK_NO_UNROLL
     for (int token = lanes.slot; token < shape.height * shape.width; token += lanes.slots) {
         const int y = token / shape.width, x = token % shape.width;
-        Float2 total = read_pair(head.room + token * P + channel);
+        Float2 total = read_pair(head.smem_scratch + token * P + channel);
         CK_NO_UNROLL
         for (int tap = 0; tap < K * K && channels > 0; ++tap) {
             const int row = y + K / 2 - tap / K, column = x + K / 2 - tap % K;
@@ -279,11 +285,11 @@ CK_DEVICE void wide_value_gradient(const LocalHead<T>& head, int first_channel) 
 template <int K, class T, int D>
 CK_DEVICE void wide_weight_gradient(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>;
-    const MixShape& shape = head.shape;
+    const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel, tokens = shape.height * shape.width;
-    const auto leave = [&]<int Count>(const float(&sums)[Count][2], int row) {
-        reduce_over_warps<D, kTile * P>(sums, shape.head_dim - first_channel, head.room,
+    const auto leave = [&]<int Count>(const float (&sums)[Count][2], int row) {
+        reduce_over_warps<D, kTile * P>(sums, shape.head_dim - first_channel, head.smem_scratch,
                                         head.partials + row * shape.head_dim + first_channel, shape.head_dim);
     };
     CK_NO_UNROLL
@@ -327,13 +333,13 @@ CK_DEVICE void wide_backward(const LocalHead<T>& head) {
 
 }  // namespace local
 
-// dv: to what `room` has the transposed local term of dy is added, and the sum rounded once. Then, if wanted,
-// the partial gradients of the local weight and bias. All threads of the block take part.
+// dv: to what `smem_scratch` has the transposed local term of dy is added, and the sum rounded once. Then, if
+// wanted, the partial gradients of the local weight and bias. All threads of the block take part.
 template <int K, class T, int D>
 CK_DEVICE void local_backward(const LocalHead<T>& head) {
     if constexpr (K == kWideWindow) {
         local::wide_backward<K, T, D>(head);
-    } else if (head.shape.width % local::kSpan == 0) {
+    } else if (head.shape.width % local::kColumnTile == 0) {
         local::backward<K, true, T, D>(head);
     } else {
         local::backward<K, false, T, D>(head);

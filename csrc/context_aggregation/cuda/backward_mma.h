@@ -2,9 +2,9 @@
 // The matrix products of the backward for 16-bit types, on tensor cores.
 #pragma once
 
-#include "common/device.h"
 #include "context_aggregation/cuda/backward_fragments.h"
 #include "context_aggregation/cuda/tile.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <bit>
 
-#include "common/device.h"
 #include "context_aggregation/cuda/tile.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "context_aggregation/cuda/forward.h"
-#include "context_aggregation/cuda/kernels.h"
+#include "context_aggregation/cuda/launch.h"
 #include "context_aggregation/cuda/window.h"
 
 namespace ck::cuda {
@@ -13,7 +13,7 @@ namespace ck::cuda {
 namespace {
 
 // Sets what depends on the number of warps and their queries.
-void set_chunks(ForwardLayout& layout, const MixShape& shape, int most_warps, int warp_rows) {
+void set_chunks(ForwardLayout& layout, const ContextAggregationShape& shape, int most_warps, int warp_rows) {
     const int64_t most_tokens = most_warps * warp_rows;
     int64_t tokens;
     if (shape.width <= most_tokens) {
@@ -28,7 +28,7 @@ void set_chunks(ForwardLayout& layout, const MixShape& shape, int most_warps, in
 }
 
 // Without a window the grid does not matter: one row.
-MixShape with_grid(MixShape shape) {
+ContextAggregationShape with_grid(ContextAggregationShape shape) {
     if (shape.kernel_height == 0) {
         shape.height = 1;
         shape.width = static_cast<int>(shape.tokens);
@@ -38,8 +38,8 @@ MixShape with_grid(MixShape shape) {
 
 }  // namespace
 
-ForwardLayout forward_layout(const MixShape& given, DType dtype) {
-    const MixShape shape = with_grid(given);
+ForwardLayout forward_layout(const ContextAggregationShape& given, DType dtype) {
+    const ContextAggregationShape shape = with_grid(given);
     const bool single = dtype == DType::float32;
     const int channels = padded_head_dim(shape.head_dim);
     // With 32 channels a warp of tensor cores has the registers for two tiles of 16 queries, which then share
@@ -54,7 +54,7 @@ ForwardLayout forward_layout(const MixShape& given, DType dtype) {
     ForwardLayout layout;
     layout.key_rows = static_cast<int>(round_up(shape.tokens, single ? 32 : 16));
     int64_t bytes;
-    int most_warps = kMostWarps;
+    int most_warps = kMaxWarps;
     do {  // the fewest chunks that fit the device's shared memory
         set_chunks(layout, shape, most_warps, warp_rows);
         bytes = (2 * layout.key_rows + kZeroTokens) * row_bytes + layout.chunk_rows * chunk_row_bytes +
@@ -64,13 +64,13 @@ ForwardLayout forward_layout(const MixShape& given, DType dtype) {
     return layout;
 }
 
-size_t mix_forward_shared_memory(const MixShape& shape, DType dtype) {
+size_t context_aggregation_forward_shared_memory(const ContextAggregationShape& shape, DType dtype) {
     check(shape);
     return shape.tokens == 0 ? 0 : forward_layout(shape, dtype).bytes;
 }
 
-void mix_forward(const MixForward& params, DType dtype, Stream stream) {
-    MixShape shape = params.shape;
+void context_aggregation_forward(const ContextAggregationForward& params, DType dtype, Stream stream) {
+    ContextAggregationShape shape = params.shape;
     if (shape.batch * shape.tokens * shape.heads == 0) return;
     if (!params.local_weight) shape.kernel_height = shape.kernel_width = 0;
     check(shape);

@@ -10,16 +10,16 @@
 
 #include <cstddef>
 
-#include "common/runtime.h"
 #include "context_aggregation/cuda/tile.h"
 #include "context_aggregation/params.h"
+#include "cuda/runtime.h"
 
 namespace ck::cuda {
 
 // How float32 exchanges probabilities between the lanes of a warp: 16 rows of 32, of so many floats.
 constexpr int kProbabilityPitch = 40;
 
-constexpr int kMostWarps = 8;  // of a block
+constexpr int kMaxWarps = 8;  // of a block
 
 // A block's shared memory: the rows of K, of V and some zeros, of the chunk (queries, later the attention of
 // the same tokens), the warps' scratch and the local weight of the head's channels.
@@ -31,10 +31,10 @@ struct ForwardLayout {
     int key_rows;  // of K, and of V before the zeros
     size_t bytes;
 };
-ForwardLayout forward_layout(const MixShape& shape, DType dtype);
+ForwardLayout forward_layout(const ContextAggregationShape& shape, DType dtype);
 
 struct ForwardArguments {
-    MixForward mix;  // without a local weight, the grid is one row and the window (0, 0)
+    ContextAggregationForward mix;  // without a local weight, the grid is one row and the window (0, 0)
     ForwardLayout layout;
     int access;         // from row_access, for q, k and v
     bool paired_store;  // whether two channels of the output can be written at once

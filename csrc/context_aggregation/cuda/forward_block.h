@@ -28,7 +28,7 @@ struct ForwardBlock {
     float* weight;
 
     CK_DEVICE ForwardBlock(const ForwardArguments& arguments, unsigned char* shared) : arguments(arguments) {
-        const MixShape& shape = arguments.mix.shape;
+        const ContextAggregationShape& shape = arguments.mix.shape;
         const ForwardLayout& layout = arguments.layout;
         const auto heads = static_cast<unsigned>(shape.heads);
         batch = static_cast<int>(block_index().x / heads);
@@ -49,26 +49,23 @@ struct ForwardBlock {
     }
     // The local weight of the head's channels; null without a local term.
     CK_DEVICE const float* weight_in_memory() const {
-        const MixShape& shape = arguments.mix.shape;
+        const ContextAggregationShape& shape = arguments.mix.shape;
         return static_cast<const float*>(arguments.mix.local_weight) +
                int64_t{head} * shape.head_dim * shape.kernel_height * shape.kernel_width;
     }
     CK_DEVICE float alpha() const { return static_cast<const float*>(arguments.mix.alpha)[head]; }
     // The scale of exponents to base 2.
-    CK_DEVICE float scale() const {
-        return static_cast<float>(arguments.mix.shape.scale * kLog2E<double>);
-    }
+    CK_DEVICE float scale() const { return static_cast<float>(arguments.mix.shape.scale * kLog2E<double>); }
 
     template <int Access, int Pitch>
     CK_DEVICE void load_tokens(T* rows, int count, const Tokens& source, int begin) const {
-        load_rows<Access, T, D, Pitch>(rows, count,
-                                       source.head<T>(batch, head) + begin * source.token_stride,
+        load_rows<Access, T, D, Pitch>(rows, count, source.head<T>(batch, head) + begin * source.token_stride,
                                        source.token_stride, tokens - begin, arguments.mix.shape.head_dim);
     }
 
     // Starts to copy what all chunks need.
     CK_DEVICE void load_head() const {
-        const MixForward& mix = arguments.mix;
+        const ContextAggregationForward& mix = arguments.mix;
         const int key_rows = arguments.layout.key_rows;
         with_access<T>(arguments.access, [&]<int Access>() {
             load_tokens<Access, kRow>(keys, key_rows, mix.k, 0);

@@ -147,8 +147,8 @@ struct Attention {
 };
 
 template <int D>
-CK_KERNEL(kMostWarps* kWarpSize, D == 32 ? 2 : 1)
-mix_forward_kernel(ForwardArguments arguments) {
+CK_KERNEL(kMaxWarps* kWarpSize, D == 32 ? 2 : 1)
+context_aggregation_forward_kernel(ForwardArguments arguments) {
     CK_DYNAMIC_SHARED(shared);
     const ForwardBlock<float, D> block(arguments, shared);
     block.load_head();
@@ -190,12 +190,12 @@ mix_forward_kernel(ForwardArguments arguments) {
 }  // namespace
 
 void forward_float32(const ForwardArguments& arguments, Stream stream) {
-    const MixShape& shape = arguments.mix.shape;
+    const ContextAggregationShape& shape = arguments.mix.shape;
     const ForwardLayout& layout = arguments.layout;
     const Dim3 grid{static_cast<unsigned>(shape.batch * shape.heads)};
     const int threads = layout.warps * kWarpSize;
     with_head_dim(shape.head_dim, [&]<int D>() {
-        launch<mix_forward_kernel<D>>(grid, threads, layout.bytes, stream, arguments);
+        launch<context_aggregation_forward_kernel<D>>(grid, threads, layout.bytes, stream, arguments);
     });
 }
 

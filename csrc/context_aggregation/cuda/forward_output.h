@@ -15,7 +15,7 @@ struct ChunkRows {
     int first, count;
     Columns columns;
 
-    CK_DEVICE ChunkRows(const Chunk& chunk, const MixShape& shape)
+    CK_DEVICE ChunkRows(const Chunk& chunk, const ContextAggregationShape& shape)
         : first(chunk.begin / shape.width), count((chunk.end - 1) / shape.width - first + 1) {
         // Of several rows a chunk has all columns.
         const int begin = count > 1 ? 0 : chunk.begin - first * shape.width;
@@ -24,14 +24,14 @@ struct ChunkRows {
     }
 };
 
-// Which pair of channels a thread has, and which rows of a chunk. It keeps the pair from row to row; only blocks
-// of one warp can have fewer threads than there are pairs.
+// Which pair of channels a thread has, and which rows of a chunk. It keeps the pair from row to row; only
+// blocks of one warp can have fewer threads than there are pairs.
 template <class T, int D>
-struct RowShare {
+struct RowSlice {
     int pairs, lanes, group, groups;
     PairedOrder order;
 
-    CK_DEVICE RowShare(const ChunkRows& rows, int head_dim)
+    CK_DEVICE RowSlice(const ChunkRows& rows, int head_dim)
         : pairs((head_dim + 1) / 2),
           lanes(pairs < block_size() ? pairs : block_size()),
           group(thread_index() / lanes),
@@ -51,8 +51,8 @@ CK_DEVICE void store_pair(T* address, float first, float second) {
     }
 }
 
-// Calls take(x, sums, true) for the columns of an image row with the sums of a window whose weights, (2, K, K), are too
-// many for registers and shared memory.
+// Calls take(x, sums, true) for the columns of an image row with the sums of a window whose weights, (2, K,
+// K), are too many for registers and shared memory.
 template <int K, class T, int Pitch, class Take>
 CK_DEVICE void walk_wide(const float* weight, bool second, const WindowInput<T, Pitch>& input, int y,
                          const Columns& columns, Float2 start, Take&& take) {
@@ -63,7 +63,8 @@ CK_DEVICE void walk_wide(const float* weight, bool second, const WindowInput<T, 
         for (int tap = 0; tap < K * K; ++tap) {
             const int row = y + tap / K - K / 2, column = x + tap % K - K / 2;
             if (row < 0 || row >= columns.height || column < 0 || column >= columns.width) continue;
-            const Float2 value = to_floats<T>(load_pair<T>(input.values + (row * columns.width + column) * Pitch));
+            const Float2 value =
+                to_floats<T>(load_pair<T>(input.values + (row * columns.width + column) * Pitch));
             sum.x += weight[tap] * value.x;
             if (second) sum.y += weight[K * K + tap] * value.y;
         }
@@ -81,9 +82,9 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
     const bool to_memory = Last && block.arguments.paired_store;
     const Columns& columns = rows.columns;
     const int head_dim = block.arguments.mix.shape.head_dim;
-    const RowShare<T, D> share(rows, head_dim);
-    if (share.group >= share.groups) return;
-    for (int pair = thread_index() % share.lanes; pair < share.pairs; pair += share.lanes) {
+    const RowSlice<T, D> slice(rows, head_dim);
+    if (slice.group >= slice.groups) return;
+    for (int pair = thread_index() % slice.lanes; pair < slice.pairs; pair += slice.lanes) {
         const int channel = 2 * pair;
         const auto add_row = [&](int row, const auto& walk) {
             const int token = row * columns.width;  // in the chunk's rows
@@ -102,8 +103,8 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
             });
         };
         if constexpr (K == 0) {
-            for (int slot = share.group; slot < rows.count; slot += share.groups) {
-                add_row(share.row(slot), [&](const auto& take) {
+            for (int slot = slice.group; slot < rows.count; slot += slice.groups) {
+                add_row(slice.row(slot), [&](const auto& take) {
                     for (int x = columns.begin; x < columns.end; ++x) take(x, {0, 0}, true);
                 });
             }
@@ -114,16 +115,16 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
         const Float2 start{bias ? bias[channel] : 0.f, bias && second ? bias[channel + 1] : 0.f};
         if constexpr (K == kWideWindow) {
             const float* const weight = block.weight_in_memory() + channel * K * K;
-            for (int slot = share.group; slot < rows.count; slot += share.groups) {
-                const int row = share.row(slot);
+            for (int slot = slice.group; slot < rows.count; slot += slice.groups) {
+                const int row = slice.row(slot);
                 add_row(row, [&](const auto& take) {
                     walk_wide<K>(weight, second, input, rows.first + row, columns, start, take);
                 });
             }
         } else if constexpr (K > 0) {
             const WindowTaps<K, FirstRow, Rows> taps(block.weight + channel * K * K);
-            for (int slot = share.group; slot < rows.count; slot += share.groups) {
-                const int row = share.row(slot);
+            for (int slot = slice.group; slot < rows.count; slot += slice.groups) {
+                const int row = slice.row(slot);
                 add_row(row,
                         [&](const auto& take) { taps.walk(input, rows.first + row, columns, start, take); });
             }
@@ -136,8 +137,8 @@ CK_DEVICE void add_window(const ForwardBlock<T, D>& block, const ChunkRows& rows
 // By all threads of the block, after a barrier.
 template <class T, int D>
 CK_DEVICE void write_output(const ForwardBlock<T, D>& block, const Chunk& chunk) {
-    const MixForward& mix = block.arguments.mix;
-    const MixShape& shape = mix.shape;
+    const ContextAggregationForward& mix = block.arguments.mix;
+    const ContextAggregationShape& shape = mix.shape;
     const float* bias = static_cast<const float*>(mix.local_bias);
     if (bias) bias += static_cast<int64_t>(block.head) * shape.head_dim;
     const output::ChunkRows rows(chunk, shape);

@@ -177,8 +177,8 @@ struct Attention {
 };
 
 template <class T, int D>
-CK_KERNEL(kMostWarps* kWarpSize, D == 128 ? 1 : 2)
-mix_forward_kernel(ForwardArguments arguments) {
+CK_KERNEL(kMaxWarps* kWarpSize, D == 128 ? 1 : 2)
+context_aggregation_forward_kernel(ForwardArguments arguments) {
     CK_DYNAMIC_SHARED(shared);
     const ForwardBlock<T, D> block(arguments, shared);
     block.load_head();
@@ -223,12 +223,12 @@ mix_forward_kernel(ForwardArguments arguments) {
 
 template <class T>
 void forward(const ForwardArguments& arguments, Stream stream) {
-    const MixShape& shape = arguments.mix.shape;
+    const ContextAggregationShape& shape = arguments.mix.shape;
     const ForwardLayout& layout = arguments.layout;
     const Dim3 grid{static_cast<unsigned>(shape.batch * shape.heads)};
     const int threads = layout.warps * kWarpSize;
     with_head_dim(shape.head_dim, [&]<int D>() {
-        launch<mix_forward_kernel<T, D>>(grid, threads, layout.bytes, stream, arguments);
+        launch<context_aggregation_forward_kernel<T, D>>(grid, threads, layout.bytes, stream, arguments);
     });
 }
 

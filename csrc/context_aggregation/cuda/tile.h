@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "common/device.h"
 #include "common/windows.h"
 #include "context_aggregation/params.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 
@@ -16,13 +16,14 @@ constexpr int kTile = 16;  // queries, or keys, of one step: the rows of mma.syn
 template <class F>
 constexpr F kLog2E = F(1.4426950408889634074);  // exponentials are of base 2
 
-// The channels of a head as they lie in shared memory; those from head_dim on are zeros. 0: there are no such kernels.
+// The channels of a head as they lie in shared memory; those from head_dim on are zeros. 0: there are no such
+// kernels.
 constexpr int padded_head_dim(int head_dim) {
     return head_dim < 1 ? 0 : head_dim <= 32 ? 32 : head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 0;
 }
 
 // A shape that the kernels take, or an exception that says what came.
-inline void check(const MixShape& shape) {
+inline void check(const ContextAggregationShape& shape) {
     if (padded_head_dim(shape.head_dim) == 0) {
         throw std::invalid_argument("head_dim: expected 1 to 128, got " + std::to_string(shape.head_dim));
     }
@@ -31,7 +32,7 @@ inline void check(const MixShape& shape) {
 }
 
 // The taps per channel whose weights are in shared memory; none of the window whose weights are too many.
-constexpr int window_taps_in_shared_memory(const MixShape& shape) {
+constexpr int window_taps_in_shared_memory(const ContextAggregationShape& shape) {
     return shape.kernel_height == kWideWindow ? 0 : shape.kernel_height * shape.kernel_width;
 }
 
@@ -55,17 +56,18 @@ template <class T, int D>
 constexpr int kPitch = D + kVector<T>;
 
 // The widest access, of 16 or 4 bytes or one element, that every head's rows are aligned to and consist of.
-inline int row_access(const Tokens& tokens, const MixShape& shape, int element_bytes) {
+inline int row_access(const Tokens& tokens, const ContextAggregationShape& shape, int element_bytes) {
     int64_t elements = tokens.token_stride | shape.head_dim;
     // The stride of one image, or of one head, is any number.
     if (shape.batch > 1) elements |= tokens.batch_stride;
     if (shape.heads > 1) elements |= tokens.head_stride;
-    const uint64_t all = reinterpret_cast<uintptr_t>(tokens.data) | static_cast<uint64_t>(elements) * element_bytes;
+    const uint64_t all =
+        reinterpret_cast<uintptr_t>(tokens.data) | static_cast<uint64_t>(elements) * element_bytes;
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : element_bytes;
 }
 
-// Starts to copy `given` floats into shared memory, aligned to 16 bytes, and zeros behind them up to `count`, a
-// multiple of four if it is more.
+// Starts to copy `given` floats into shared memory, aligned to 16 bytes, and zeros behind them up to `count`,
+// a multiple of four if it is more.
 CK_DEVICE void load_floats(float* target, const float* source, int given, int count) {
     if (given % 4 == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0) {
         for (int i = 4 * thread_index(); i < count; i += 4 * block_size()) {
@@ -92,11 +94,12 @@ CK_DEVICE void with_access(int access, const Function& function) {
 
 namespace tile {
 
-// In accesses of 16 bytes. A warp has kBatch times as many rows as its lanes reach at once, a constant apart, then
-// those of its next turn. Copies stand in batches because in front of each batch ptxas places three loads that wait
-// for the copies before.
+// In accesses of 16 bytes. A warp has kBatch times as many rows as its lanes reach at once, a constant apart,
+// then those of its next turn. Copies stand in batches because in front of each batch ptxas places three
+// loads that wait for the copies before.
 template <class T, int D, int Pitch>
-CK_DEVICE void load_rows_16(T* rows, int count, const T* tokens, int64_t stride, int valid_rows, int head_dim) {
+CK_DEVICE void load_rows_16(T* rows, int count, const T* tokens, int64_t stride, int valid_rows,
+                            int head_dim) {
     constexpr int kColumns = D / kVector<T>, kBatch = 4, kRows = kWarpSize / kColumns;
     static_assert(kWarpSize % kColumns == 0);
     const int own = static_cast<unsigned>(lane()) / kColumns;  // of the rows at once

@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "common/device.h"
+#include "cuda/device.h"
 
 namespace ck::cuda {
 

@@ -7,7 +7,7 @@
 #include "cpu/linear_backward.h"
 #include "cpu/weight_block.h"
 #include "cpu/workspace.h"
-#include "fused_mlp/cpu/kernels.h"
+#include "fused_mlp/cpu/launch.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -21,7 +21,7 @@ struct Plan {
     using A = Accumulator<T>;
 
     int64_t padded_channels, padded_out_channels;
-    Parts<A> panels, blocks;
+    Blocks<A> panels, blocks;
     int64_t tile_panels, capacity, tiles;
     BackwardGroups groups;
 
@@ -33,7 +33,7 @@ struct Plan {
     // Of each group of units: the gradient of x.
     int64_t panel_size, inputs_size;
 
-    explicit Plan(const MlpShape& shape)
+    explicit Plan(const FusedMlpShape& shape)
         : padded_channels(round_up(shape.channels, kLanes<A>)),
           padded_out_channels(round_up(shape.out_channels, kLanes<A>)),
           panels(panels_of<A>(shape.samples * shape.tokens)),
@@ -81,13 +81,13 @@ void differentiate(Panel<Accumulator<T>> hidden, Panel<Accumulator<T>> grad, int
 }
 
 template <class T>
-void backward(const MlpBackward& params, int threads) {
+void backward(const FusedMlpBackward& params, int threads) {
     using A = Accumulator<T>;
     constexpr int64_t lanes = kPanelLanes<A>;
-    const MlpShape& shape = params.shape;
+    const FusedMlpShape& shape = params.shape;
     const int channels = shape.channels, hidden = shape.hidden, out_channels = shape.out_channels;
     const Plan<T> plan(shape);
-    const Parts<A>&panels = plan.panels, &blocks = plan.blocks;
+    const Blocks<A>&panels = plan.panels, &blocks = plan.blocks;
     const int64_t token_groups = plan.groups.token_groups, unit_groups = plan.groups.unit_groups;
     const int64_t waiting = unit_groups > 1 ? unit_groups * plan.inputs_size : 0;
     A* const weights = static_cast<A*>(
@@ -210,7 +210,7 @@ void backward(const MlpBackward& params, int threads) {
 
 }  // namespace
 
-void mlp_backward(const MlpBackward& params, DType dtype, int threads) {
+void fused_mlp_backward(const FusedMlpBackward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
             return backward<float>(params, threads);

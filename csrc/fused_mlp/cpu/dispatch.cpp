@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "fused_mlp/cpu/kernels.h"
+#include "fused_mlp/cpu/launch.h"
 
 namespace ck {
 
-void mlp_forward(const MlpForward& params, DType dtype, int threads) { CK_DISPATCH_ISA(mlp_forward, params, dtype, threads) }
-void mlp_backward(const MlpBackward& params, DType dtype, int threads) { CK_DISPATCH_ISA(mlp_backward, params, dtype, threads) }
+void fused_mlp_forward(const FusedMlpForward& params, DType dtype, int threads) {
+    CK_DISPATCH_ISA(fused_mlp_forward, params, dtype, threads)
+}
+void fused_mlp_backward(const FusedMlpBackward& params, DType dtype, int threads) {
+    CK_DISPATCH_ISA(fused_mlp_backward, params, dtype, threads)
+}
 
 }  // namespace ck

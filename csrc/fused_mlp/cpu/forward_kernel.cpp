@@ -7,7 +7,7 @@
 #include "cpu/group_sums.h"
 #include "cpu/weight_block.h"
 #include "cpu/workspace.h"
-#include "fused_mlp/cpu/kernels.h"
+#include "fused_mlp/cpu/launch.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -25,10 +25,10 @@ void activate(Panel<Accumulator<T>> hidden, int64_t rows, int vectors, const Acc
 }
 
 template <class T>
-void forward(const MlpForward& params, int threads) {
+void forward(const FusedMlpForward& params, int threads) {
     using A = Accumulator<T>;
     constexpr int64_t lanes = kPanelLanes<A>;
-    const MlpShape& shape = params.shape;
+    const FusedMlpShape& shape = params.shape;
     const int channels = shape.channels, hidden = shape.hidden, out_channels = shape.out_channels;
     const T* const x = static_cast<const T*>(params.x);
     const TokenOutput<T> output{static_cast<T*>(params.out),
@@ -39,7 +39,7 @@ void forward(const MlpForward& params, int threads) {
                                 out_channels};
     const int64_t weight_bytes = static_cast<int64_t>(sizeof(T)) * hidden * (channels + out_channels);
     const TokenTasks<A> tasks(shape.samples * shape.tokens, hidden, weight_bytes);
-    const Parts<A>&panels = tasks.panels, &blocks = tasks.blocks;
+    const Blocks<A>&panels = tasks.panels, &blocks = tasks.blocks;
 
     // Of each thread: x, the hidden block, and the weights that make it and are applied to it.
     const int64_t x_size = tasks.most_panels * channels * lanes, hidden_size = kUnitBlock * lanes;
@@ -95,7 +95,7 @@ void forward(const MlpForward& params, int threads) {
 
 }  // namespace
 
-void mlp_forward(const MlpForward& params, DType dtype, int threads) {
+void fused_mlp_forward(const FusedMlpForward& params, DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
             return forward<float>(params, threads);

@@ -5,19 +5,19 @@
 #include "cpu/convert.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
-#include "local_aggregation/cpu/kernels.h"
+#include "local_aggregation/cpu/launch.h"
 #include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
 namespace {
 
 // Bytes of both inputs in a task, which its channels walk over one vector after the other: a part of the
-// second-level cache. Not less than kLeastPixels, which make the final sum of the tasks cheap.
+// second-level cache. Not less than kMinPixels, which make the final sum of the tasks cheap.
 constexpr int64_t kTaskBytes = 256 << 10;
-constexpr int64_t kLeastPixels = 64;
+constexpr int64_t kMinPixels = 64;
 
-// Adds grad_out · x to sum[kx] for kColumns pixels of a row and the taps whose first is `before` columns to the left.
-// Columns of grad_out from `width` on do not exist.
+// Adds grad_out · x to sum[kx] for kColumns pixels of a row and the taps whose first is `before` columns to
+// the left. Columns of grad_out from `width` on do not exist.
 template <int Width, class V, int Vectors, class T>
 CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, int64_t x_stride, int first,
                            int before, int width, V (&sum)[Width][Vectors]) {
@@ -45,11 +45,11 @@ CK_INLINE void add_columns(const T* grad_out, int64_t grad_stride, const T* x, i
     }
 }
 
-// Adds what a row of grad_out and one of x give to Width taps of a row of the window, the first of them `before` columns
-// left of its middle, to `sums`.
+// Adds what a row of grad_out and one of x give to Width taps of a row of the window, the first of them
+// `before` columns left of its middle, to `sums`.
 template <int Width, class V, int Vectors, class T>
-CK_INLINE void add_taps(const DepthwiseBackwardWeight& params, const T* grad_out, const T* x, int before,
-                        Element<V>* sums, int64_t stride) {
+CK_INLINE void add_taps(const LocalAggregationBackwardWeight& params, const T* grad_out, const T* x,
+                        int before, Element<V>* sums, int64_t stride) {
     constexpr int L = kLanesOf<V>;
     const int width = params.shape.width;
     V sum[Width][Vectors] = {};
@@ -70,10 +70,10 @@ CK_INLINE void add_taps(const DepthwiseBackwardWeight& params, const T* grad_out
 // The rows begin … end - 1 of the batch, counted image by image, for one group of channels; adds to `sums`
 // (taps + 1, stride), whose last row is the bias gradient. Width is the window's, or kAnyWidth.
 template <int Width, class V, int Vectors, class T>
-void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, int channel,
+void add_rows(const LocalAggregationBackwardWeight& params, int64_t begin, int64_t end, int channel,
               Element<V>* sums, int64_t stride) {
     constexpr int L = kLanesOf<V>;
-    const DepthwiseShape& shape = params.shape;
+    const LocalAggregationShape& shape = params.shape;
     const int64_t grad_stride = params.grad_out.column_stride;
     V bias[Vectors] = {};
     for (int64_t row = begin; row < end; ++row) {
@@ -85,10 +85,11 @@ void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end,
             if (x_row < 0 || x_row >= shape.height) continue;
             const T* x = params.x.row<const T>(batch, x_row) + channel;
             Element<V>* const target = sums + ky * shape.kernel_width * stride;
-            for_each_piece<Width>(shape.kernel_width, [&](auto piece, int first, int before) __attribute__((always_inline)) {
-                add_taps<decltype(piece)::value, V, Vectors>(params, grad_out, x, before,
-                                                             target + first * stride, stride);
-            });
+            for_each_piece<Width>(shape.kernel_width,
+                                  [&](auto piece, int first, int before) __attribute__((always_inline)) {
+                                      add_taps<decltype(piece)::value, V, Vectors>(
+                                          params, grad_out, x, before, target + first * stride, stride);
+                                  });
         }
         // A sum of sums of rows, as for the weight: it loses less than one long sum.
         V row_sum[Vectors] = {};
@@ -107,8 +108,8 @@ void add_rows(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end,
 // All channels. A last vector that is not full is moved back to end with the channels: the sums it finds
 // there are set to zero and computed again.
 template <int Width, class T>
-void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t end, Accumulator<T>* sums,
-                  int64_t stride) {
+void add_channels(const LocalAggregationBackwardWeight& params, int64_t begin, int64_t end,
+                  Accumulator<T>* sums, int64_t stride) {
     using A = Accumulator<T>;
     constexpr int L = kLanes<A>;
     constexpr int vectors = kVectorRegisters == 32 ? 2 : 1;
@@ -138,14 +139,14 @@ void add_channels(const DepthwiseBackwardWeight& params, int64_t begin, int64_t 
 }
 
 template <class T>
-void backward_weight(const DepthwiseBackwardWeight& params, int threads) {
+void backward_weight(const LocalAggregationBackwardWeight& params, int threads) {
     using A = Accumulator<T>;
-    const DepthwiseShape& shape = params.shape;
+    const LocalAggregationShape& shape = params.shape;
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t stride = round_up(shape.channels, kLanes<A>), sums_count = (taps + 1) * stride;
     const int64_t rows = shape.batch * shape.height;
     const int64_t row_bytes = 2 * static_cast<int64_t>(sizeof(T)) * shape.width * shape.channels;
-    const int64_t fitting = kTaskBytes / row_bytes, least = ceil_div(kLeastPixels, shape.width);
+    const int64_t fitting = kTaskBytes / row_bytes, least = ceil_div(kMinPixels, shape.width);
     const int64_t task_rows = fitting > least ? fitting : least, tasks = ceil_div(rows, task_rows);
     A* sums = static_cast<A*>(workspace(tasks * sums_count * sizeof(A)));
     parallel_for(threads, tasks, [&](int64_t index, int) {
@@ -184,7 +185,8 @@ void backward_weight(const DepthwiseBackwardWeight& params, int threads) {
 
 }  // namespace
 
-void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads) {
+void local_aggregation_backward_weight(const LocalAggregationBackwardWeight& params, DType dtype,
+                                       int threads) {
     switch (dtype) {
         case DType::float32:
             return backward_weight<float>(params, threads);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
-#include "local_aggregation/cpu/kernels.h"
+#include "local_aggregation/cpu/launch.h"
 
 namespace ck {
 
-void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, DType dtype,
-                       int threads) {
-    CK_DISPATCH_ISA(depthwise_forward, params, statistics, dtype, threads)
+void local_aggregation_forward(const LocalAggregationForward& params, const ChannelStatistics& statistics,
+                               DType dtype, int threads) {
+    CK_DISPATCH_ISA(local_aggregation_forward, params, statistics, dtype, threads)
 }
-void depthwise_backward_weight(const DepthwiseBackwardWeight& params, DType dtype, int threads) {
-    CK_DISPATCH_ISA(depthwise_backward_weight, params, dtype, threads)
+void local_aggregation_backward_weight(const LocalAggregationBackwardWeight& params, DType dtype,
+                                       int threads) {
+    CK_DISPATCH_ISA(local_aggregation_backward_weight, params, dtype, threads)
 }
 
 }  // namespace ck

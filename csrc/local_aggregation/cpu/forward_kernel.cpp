@@ -6,7 +6,7 @@
 #include "cpu/simd.h"
 #include "cpu/statistics.h"
 #include "cpu/workspace.h"
-#include "local_aggregation/cpu/kernels.h"
+#include "local_aggregation/cpu/launch.h"
 #include "local_aggregation/cpu/window.h"
 
 namespace ck::CK_ISA {
@@ -46,9 +46,9 @@ void window_pixels_and_sums(const Window<T>& window, int64_t begin, int64_t end,
 }
 
 template <class T>
-void forward(const DepthwiseForward& params, const ChannelStatistics& statistics, int threads) {
+void forward(const LocalAggregationForward& params, const ChannelStatistics& statistics, int threads) {
     using A = Accumulator<T>;
-    const DepthwiseShape& shape = params.shape;
+    const LocalAggregationShape& shape = params.shape;
     const int taps = shape.kernel_height * shape.kernel_width;
     const int64_t padded = round_up(shape.channels, kLanes<A>);
     const int64_t tasks_per_image = ceil_div(shape.height, kTaskRows), tasks = shape.batch * tasks_per_image;
@@ -99,8 +99,8 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
 
 }  // namespace
 
-void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, DType dtype,
-                       int threads) {
+void local_aggregation_forward(const LocalAggregationForward& params, const ChannelStatistics& statistics,
+                               DType dtype, int threads) {
     switch (dtype) {
         case DType::float32:
             return forward<float>(params, statistics, threads);

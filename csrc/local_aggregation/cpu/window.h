@@ -13,9 +13,9 @@ constexpr int kColumns = 7;
 // In the place of a window's width that kernels are compiled for: any.
 constexpr int kAnyWidth = 0;
 
-// Calls function(Constant<width of a piece>{}, first column, how far that is left of the window's middle) for the whole
-// window or, for kAnyWidth, for every piece of one `width` columns wide: of seven as long as there are so many, then of
-// three and one.
+// Calls function(Constant<width of a piece>{}, first column, how far that is left of the window's middle) for
+// the whole window or, for kAnyWidth, for every piece of one `width` columns wide: of seven as long as there
+// are so many, then of three and one.
 template <int Width, class Function>
 CK_INLINE void for_each_piece(int width, const Function& function) {
     if constexpr (Width != kAnyWidth) {

@@ -7,8 +7,9 @@
 namespace ck::CK_ISA {
 namespace {
 
-// Adds the window's Width columns from `first` on, `before` columns left of its middle, around kColumns pixels from (y, x) on, to `sum`, for Vectors vectors
-// of channels from `channel` on. What it adds to columns beyond the image is meaningless.
+// Adds the window's Width columns from `first` on, `before` columns left of its middle, around kColumns
+// pixels from (y, x) on, to `sum`, for Vectors vectors of channels from `channel` on. What it adds to columns
+// beyond the image is meaningless.
 template <int Width, class V, int Vectors, class T>
 CK_INLINE void add_window(const Window<T>& window, int first, int before, int y, int x, int channel,
                           V (&sum)[kColumns][Vectors]) {
@@ -57,9 +58,10 @@ CK_INLINE void window_block(const Window<T>& window, int y, int x, int columns, 
             for (int v = 0; v < Vectors; ++v) sum[i][v] = load<V>(window.bias + channel + v * L);
         }
     }
-    for_each_piece<Width>(window.kernel_width, [&](auto piece, int first, int before) __attribute__((always_inline)) {
-        add_window<decltype(piece)::value>(window, first, before, y, x, channel, sum);
-    });
+    for_each_piece<Width>(window.kernel_width,
+                          [&](auto piece, int first, int before) __attribute__((always_inline)) {
+                              add_window<decltype(piece)::value>(window, first, before, y, x, channel, sum);
+                          });
 #pragma GCC unroll 8
     for (int i = 0; i < kColumns; ++i) {
         if (i >= columns) break;

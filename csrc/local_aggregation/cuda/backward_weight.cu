@@ -3,7 +3,7 @@
 // keeps the K rows of grad_out that meet a row of x, and the sums of all taps of its two channels, in
 // registers. Sums of blocks are added by a second kernel in fixed order.
 #include "local_aggregation/cuda/dispatch.h"
-#include "local_aggregation/cuda/kernels.h"
+#include "local_aggregation/cuda/launch.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
 #include "local_aggregation/cuda/wide.h"
@@ -24,16 +24,16 @@ constexpr int kBackwardBlocks = K == 3   ? 4
 template <int K>
 constexpr int kSums = K * K + 1;
 
-// Pixels of a walker in one stage: a row of x with its halo, a row of grad_out.
+// Pixels of a warp group in one stage: a row of x with its halo, a row of grad_out.
 template <int K>
 constexpr int stage_columns(const Tiling& tiling) {
     return 2 * tiling.columns() + K - 1;
 }
 
-// Bytes of the ring of all walkers or, later, of the sums of the block.
+// Bytes of the ring of all warp groups or, later, of the sums of the block.
 template <class T, int K>
 constexpr size_t ring_bytes(const Tiling& tiling) {
-    const size_t rows = sizeof(T) * tiling.walkers * kStages * stage_columns<K>(tiling) * kGroupChannels;
+    const size_t rows = sizeof(T) * tiling.warp_groups * kStages * stage_columns<K>(tiling) * kGroupChannels;
     const size_t sums = sizeof(float) * kSums<K> * kGroupChannels;
     return rows > sums ? rows : sums;
 }
@@ -59,21 +59,22 @@ CK_DEVICE void add_row(const T* x, const Float2 (&grad_out)[K][kColumns], Float2
 
 // `access`: bytes that move at once, when not Aligned.
 template <class T, int K, bool Aligned>
-CK_KERNEL(kMostThreads, Aligned ? kBackwardBlocks<K> : 2)
-backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access, float* partials) {
-    const DepthwiseShape& shape = params.shape;
+CK_KERNEL(kMaxThreads, Aligned ? kBackwardBlocks<K> : 2)
+backward_weight_kernel(LocalAggregationBackwardWeight params, Tiling tiling, int access, float* partials) {
+    const LocalAggregationShape& shape = params.shape;
     const Place place(tiling);
     const int channels = shape.channels - place.first_channel;
     const int x_columns = tiling.columns() + K - 1;
     const int stage_elements = stage_columns<K>(tiling) * kGroupChannels;
     // Step by step a row of grad_out, and the row of x that is K/2 above, which it is the last one to meet:
-    // the rows of x are those of the strip, the rows of grad_out K/2 more on both sides. Outside of the image
-    // they are zero, and so many follow a whole image that none of its grad_out is left for the next one.
+    // the rows of x are those of the row tile, the rows of grad_out K/2 more on both sides. Outside of the
+    // image they are zero, and so many follow a whole image that none of its grad_out is left for the next
+    // one.
     const int lead = tiling.whole_images() ? 0 : K / 2;
-    const int steps = lead + tiling.strip_rows + K / 2;
+    const int steps = lead + tiling.rows_per_tile + K / 2;
 
     CK_DYNAMIC_SHARED(memory);
-    T* const ring = reinterpret_cast<T*>(memory) + place.walker * kStages * stage_elements;
+    T* const ring = reinterpret_cast<T*>(memory) + place.warp_group * kStages * stage_elements;
 
     const int channel = 2 * lane();
     const int offset = place.column_warp * kColumns * kGroupChannels + channel;
@@ -81,34 +82,34 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
         reinterpret_cast<float*>(memory + ring_bytes<T, K>(tiling)) + place.index * kGroupChannels + channel;
     store(bias, Vec<float, 2>{0, 0});  // a lane's own place: registers are short
 
-    // The rows on their way: where the next ones are, when the strip is over, and what the stages hold, the
-    // latest one in bits 0 (grad_out) and 1 (x).
+    // The rows on their way: where the next ones are, when the row tile is over, and what the stages hold,
+    // the latest one in bits 0 (grad_out) and 1 (x).
     const int thread = place.column_warp * kWarpSize + lane(), threads = tiling.column_warps * kWarpSize;
-    const Share<T, Aligned> x_share(thread, threads, channels, params.x);
-    const Share<T, Aligned> grad_share(thread, threads, channels, params.grad_out);
+    const CopySlice<T, Aligned> x_slice(thread, threads, channels, params.x);
+    const CopySlice<T, Aligned> grad_slice(thread, threads, channels, params.grad_out);
     int image = 0, grad_row = 0, rows = 0, next_step = steps, index = 0;
     const T* next_grad =
-        grad_share.template address<const T>(params.grad_out, place, image, grad_row, place.first_column);
-    const T* next_x = x_share.template address<const T>(params.x, place, image, grad_row - K / 2,
+        grad_slice.template address<const T>(params.grad_out, place, image, grad_row, place.first_column);
+    const T* next_x = x_slice.template address<const T>(params.x, place, image, grad_row - K / 2,
                                                         place.first_column - K / 2);
     unsigned held = 0;
     const auto fetch = [&](unsigned stage) {
         if (next_step == steps) {
-            const Strip strip(tiling, place, shape.height, index++);
-            const int64_t images = strip.image - image, down = strip.begin - lead - grad_row;
+            const RowTile row_tile(tiling, place, shape.height, index++);
+            const int64_t images = row_tile.image - image, down = row_tile.begin - lead - grad_row;
             next_grad += images * params.grad_out.batch_stride + down * params.grad_out.row_stride;
             next_x += images * params.x.batch_stride + down * params.x.row_stride;
-            image = strip.image;
-            grad_row = strip.begin - lead;
-            rows = strip.rows;
+            image = row_tile.image;
+            grad_row = row_tile.begin - lead;
+            rows = row_tile.rows;
             next_step = 0;
         }
         T* const to = ring + stage * stage_elements;
         const bool x_exists = is_inside(next_step - lead - K / 2, rows);
         const bool grad_exists = is_inside(grad_row, shape.height);
-        if (x_exists) x_share.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, access);
+        if (x_exists) x_slice.copy(next_x, to, place.first_column - K / 2, x_columns, shape.width, access);
         if (grad_exists) {
-            grad_share.copy(next_grad, to + x_columns * kGroupChannels, place.first_column, tiling.columns(),
+            grad_slice.copy(next_grad, to + x_columns * kGroupChannels, place.first_column, tiling.columns(),
                             shape.width, access);
         }
         copy_async_commit();
@@ -127,7 +128,7 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
     CK_UNROLL
     for (int i = 0; i < K * kColumns; ++i) grad_out[i / kColumns][i % kColumns] = {0, 0};
     unsigned stage = 0;
-    for (int left = tiling.sequence * steps; left > 0; --left) {
+    for (int left = tiling.tiles_per_group * steps; left > 0; --left) {
         copy_async_wait<kAhead - 1>();
         sync_threads();
         fetch((stage + kAhead) % kStages);
@@ -176,10 +177,10 @@ backward_weight_kernel(DepthwiseBackwardWeight params, Tiling tiling, int access
 }
 
 template <class T, int K>
-void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Stream stream) {
-    const DepthwiseShape& shape = params.shape;
-    const Tiling tiling = choose_tiling(shape, K, kFixedRows, kMostRows);
-    const size_t biases = sizeof(float) * tiling.column_warps * tiling.walkers * kGroupChannels;
+void backward_weight(const LocalAggregationBackwardWeight& params, void* workspace, Stream stream) {
+    const LocalAggregationShape& shape = params.shape;
+    const Tiling tiling = choose_tiling(shape, K, kFixedRows, kMaxRows);
+    const size_t biases = sizeof(float) * tiling.column_warps * tiling.warp_groups * kGroupChannels;
     const size_t shared = ring_bytes<T, K>(tiling) + biases;
     float* const partials = static_cast<float*>(workspace);
     const int access = std::min(access_bytes<T>(params.grad_out, shape), access_bytes<T>(params.x, shape));
@@ -195,15 +196,15 @@ void backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Str
 
 }  // namespace
 
-size_t depthwise_backward_weight_workspace(const DepthwiseShape& shape, DType) {
+size_t local_aggregation_backward_weight_workspace(const LocalAggregationShape& shape, DType) {
     check_square_window(shape.kernel_height, shape.kernel_width);
     const int kernel = shape.kernel_height;
     if (kernel == kWideWindow) return wide_backward_weight_workspace(shape);
-    return partials_bytes(choose_tiling(shape, kernel, kFixedRows, kMostRows), kernel * kernel + 1);
+    return partials_bytes(choose_tiling(shape, kernel, kFixedRows, kMaxRows), kernel * kernel + 1);
 }
 
-void depthwise_backward_weight(const DepthwiseBackwardWeight& params, void* workspace, DType dtype,
-                               Stream stream) {
+void local_aggregation_backward_weight(const LocalAggregationBackwardWeight& params, void* workspace,
+                                       DType dtype, Stream stream) {
     with_type_and_window(dtype, params.shape, [&]<class T, int K>() {
         if constexpr (K == kWideWindow) {
             wide_backward_weight<T>(params, workspace, stream);

@@ -11,7 +11,7 @@ namespace ck::cuda {
 
 // Calls function.operator()<T, K>().
 template <class T, class Function>
-void with_window(const DepthwiseShape& shape, const Function& function) {
+void with_window(const LocalAggregationShape& shape, const Function& function) {
     check_square_window(shape.kernel_height, shape.kernel_width);
     switch (shape.kernel_height) {
         case 3:
@@ -27,7 +27,7 @@ void with_window(const DepthwiseShape& shape, const Function& function) {
 }
 
 template <class Function>
-void with_type_and_window(DType dtype, const DepthwiseShape& shape, const Function& function) {
+void with_type_and_window(DType dtype, const LocalAggregationShape& shape, const Function& function) {
     switch (dtype) {
         case DType::float32:
             return with_window<float>(shape, function);

@@ -3,7 +3,7 @@
 // it belongs to: a lane keeps K rows of sums and all filter taps of its two channels in registers. The sums
 // move up by one row with the first tap of their column, which costs no instruction of its own.
 #include "local_aggregation/cuda/dispatch.h"
-#include "local_aggregation/cuda/kernels.h"
+#include "local_aggregation/cuda/launch.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
 #include "local_aggregation/cuda/statistics.h"
@@ -21,14 +21,14 @@ constexpr int kForwardBlocks = K == 3   ? 4
                                : K == 5 ? 3
                                         : 2;
 
-// Bytes of the ring of rows of all walkers.
+// Bytes of the ring of rows of all warp groups.
 template <class T, int K>
 constexpr size_t ring_bytes(const Tiling& tiling) {
-    return sizeof(T) * tiling.walkers * kStages * (tiling.columns() + K - 1) * kGroupChannels;
+    return sizeof(T) * tiling.warp_groups * kStages * (tiling.columns() + K - 1) * kGroupChannels;
 }
 
-// A warp's own shared memory: a row of its output and, since registers are short, its lanes' statistics of their
-// pixels.
+// A warp's own shared memory: a row of its output and, since registers are short, its lanes' statistics of
+// their pixels.
 template <class T>
 struct WarpMemory {
     T row[kColumns * kGroupChannels];
@@ -39,7 +39,7 @@ struct WarpMemory {
 template <class T, int K>
 constexpr size_t scratch_bytes(const Tiling& tiling) {
     const size_t filters = sizeof(float) * kGroupChannels * K * K;
-    const size_t warps = sizeof(WarpMemory<T>) * tiling.column_warps * tiling.walkers;
+    const size_t warps = sizeof(WarpMemory<T>) * tiling.column_warps * tiling.warp_groups;
     return filters > warps ? filters : warps;
 }
 
@@ -65,29 +65,29 @@ CK_DEVICE void add_row(const T* row, const Float2 (&taps)[K][K], Float2 bias, Fl
 
 // `partials` null: no statistics. `access`: bytes of x that move at once, when not Aligned.
 template <class T, int K, bool Aligned>
-CK_KERNEL(kMostThreads, Aligned ? kForwardBlocks<K> : 2)
-forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partials) {
-    const DepthwiseShape& shape = params.shape;
+CK_KERNEL(kMaxThreads, Aligned ? kForwardBlocks<K> : 2)
+forward_kernel(LocalAggregationForward params, Tiling tiling, int access, float* partials) {
+    const LocalAggregationShape& shape = params.shape;
     const Place place(tiling);
     const int channels = shape.channels - place.first_channel;
     const int row_columns = tiling.columns() + K - 1, row_elements = row_columns * kGroupChannels;
-    const Strip strip(tiling, place, shape.height, 0);
-    // The input rows of the strip; every walker of the block takes as many steps.
-    const int lead = tiling.whole_images() ? 0 : K / 2, first_row = strip.begin - lead;
-    const int end_row = strip.end() + lead < shape.height ? strip.end() + lead : shape.height;
-    const int steps = lead + tiling.strip_rows + lead;
+    const RowTile row_tile(tiling, place, shape.height, 0);
+    // The input rows of the row tile; every warp group of the block takes as many steps.
+    const int lead = tiling.whole_images() ? 0 : K / 2, first_row = row_tile.begin - lead;
+    const int end_row = row_tile.end() + lead < shape.height ? row_tile.end() + lead : shape.height;
+    const int steps = lead + tiling.rows_per_tile + lead;
 
     CK_DYNAMIC_SHARED(memory);
-    T* const ring = reinterpret_cast<T*>(memory) + place.walker * kStages * row_elements;
+    T* const ring = reinterpret_cast<T*>(memory) + place.warp_group * kStages * row_elements;
     unsigned char* const scratch = memory + ring_bytes<T, K>(tiling);
 
-    const Share<T, Aligned> share(place.column_warp * kWarpSize + lane(), tiling.column_warps * kWarpSize,
-                                  channels, params.x);
-    const T* next =
-        share.template address<const T>(params.x, place, strip.image, first_row, place.first_column - K / 2);
+    const CopySlice<T, Aligned> slice(place.column_warp * kWarpSize + lane(), tiling.column_warps * kWarpSize,
+                                      channels, params.x);
+    const T* next = slice.template address<const T>(params.x, place, row_tile.image, first_row,
+                                                    place.first_column - K / 2);
     const auto fetch = [&](int row, unsigned stage) {
         if (0 <= row && row < end_row) {
-            share.copy(next, ring + stage * row_elements, place.first_column - K / 2, row_columns,
+            slice.copy(next, ring + stage * row_elements, place.first_column - K / 2, row_columns,
                        shape.width, access);
         }
         copy_async_commit();
@@ -125,7 +125,7 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     const int column_in_row = place.column_warp * kColumns;
     const int first_column = place.first_column + column_in_row;
     const int columns = shape.width - first_column < kColumns ? shape.width - first_column : kColumns;
-    const Share<T, Aligned> out_share(lane(), kWarpSize, channels, params.out);
+    const CopySlice<T, Aligned> out_slice(lane(), kWarpSize, channels, params.out);
     WarpMemory<T>* const memories = reinterpret_cast<WarpMemory<T>*>(scratch);
     WarpMemory<T>& own = memories[place.index];
     sync_threads();  // the filters are no longer needed
@@ -133,7 +133,8 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     own.statistics.set(kSum, channel, {0, 0});
     own.statistics.set(kSquareSum, channel, {0, 0});
     const auto write = [&](T* out, const Float2(&values)[kColumns], bool is_first) {
-        Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};  // of a row: short sums keep the rounding errors small
+        Float2 pivot{0, 0}, sum{0, 0},
+            square_sum{0, 0};  // of a row: short sums keep the rounding errors small
         if (partials) {
             if (is_first && columns > 0) {
                 CK_UNROLL
@@ -158,10 +159,10 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
             accumulate(own.statistics.rows[kSquareSum] + channel, square_sum);
         }
         sync_warp();
-        out_share.store_to(out, own.row, columns);
+        out_slice.store_to(out, own.row, columns);
     };
 
-    T* out = out_share.template address<T>(params.out, place, strip.image, strip.begin, first_column);
+    T* out = out_slice.template address<T>(params.out, place, row_tile.image, row_tile.begin, first_column);
     Float2 sums[K][kColumns];
     CK_UNROLL
     for (int i = 0; i < K * kColumns; ++i) sums[i / kColumns][i % kColumns] = bias;
@@ -172,15 +173,15 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
         fetch(row + kAhead, (stage + kAhead) % kStages);
         if (0 <= row && row < end_row) {
             const T* const x = ring + stage * row_elements + column_in_row * kGroupChannels + channel;
-            if (row < strip.begin) {
+            if (row < row_tile.begin) {
                 add_row<T, K, K / 2 + 1, K>(x, taps, bias, sums);
-            } else if (row < strip.end()) {
+            } else if (row < row_tile.end()) {
                 add_row<T, K, 0, K>(x, taps, bias, sums);
             } else {
                 add_row<T, K, 0, K / 2>(x, taps, bias, sums);
             }
-            if (row - K / 2 >= strip.begin) {
-                write(out, sums[0], row - K / 2 == strip.begin);
+            if (row - K / 2 >= row_tile.begin) {
+                write(out, sums[0], row - K / 2 == row_tile.begin);
                 out += params.out.row_stride;
             }
         }
@@ -188,14 +189,14 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     }
     // The rows that only wait for input rows below the image.
     CK_NO_UNROLL
-    for (int row = shape.height - K / 2; row < strip.end(); ++row) {
+    for (int row = shape.height - K / 2; row < row_tile.end(); ++row) {
         CK_UNROLL
         for (int i = 0; i < (K - 1) * kColumns; ++i) {
             sums[i / kColumns][i % kColumns] = sums[i / kColumns + 1][i % kColumns];
         }
-        if (row < strip.begin) continue;
+        if (row < row_tile.begin) continue;
         sync_warp();  // the row before has left shared memory
-        write(out, sums[0], row == strip.begin);
+        write(out, sums[0], row == row_tile.begin);
         out += params.out.row_stride;
     }
 
@@ -203,14 +204,14 @@ forward_kernel(DepthwiseForward params, Tiling tiling, int access, float* partia
     // In place of its last row: memory of its own would leave A100 room for one block less.
     const auto pixels_of = [](WarpMemory<T>& memory) -> int& { return *reinterpret_cast<int*>(memory.row); };
     sync_warp();
-    if (lane() == 0) pixels_of(own) = strip.rows * (columns > 0 ? columns : 0);
+    if (lane() == 0) pixels_of(own) = row_tile.rows * (columns > 0 ? columns : 0);
     leave_statistics([&](int warp) -> const WarpStatistics& { return memories[warp].statistics; },
                      [&](int warp) { return pixels_of(memories[warp]); }, place.part, place.first_channel,
                      tiling.padded_channels(), partials);
 }
 
 template <class T, int K>
-void forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,
+void forward(const LocalAggregationForward& params, const ChannelStatistics& statistics, void* workspace,
              Stream stream) {
     const Tiling tiling = choose_tiling(params.shape, K, kFixedRows, 1);
     const size_t shared = ring_bytes<T, K>(tiling) + scratch_bytes<T, K>(tiling);
@@ -223,20 +224,21 @@ void forward(const DepthwiseForward& params, const ChannelStatistics& statistics
     };
     access == 16 ? start.template operator()<true>() : start.template operator()<false>();
     if (!partials) return;
-    merge_statistics(partials, tiling.parts(), tiling.padded_channels(), params.shape.channels, statistics, stream);
+    merge_statistics(partials, tiling.parts(), tiling.padded_channels(), params.shape.channels, statistics,
+                     stream);
 }
 
 }  // namespace
 
-size_t depthwise_forward_workspace(const DepthwiseShape& shape, DType, bool statistics) {
+size_t local_aggregation_forward_workspace(const LocalAggregationShape& shape, DType, bool statistics) {
     check_square_window(shape.kernel_height, shape.kernel_width);
     if (!statistics) return 0;
     if (shape.kernel_height == kWideWindow) return wide_forward_workspace(shape);
     return partials_bytes(choose_tiling(shape, shape.kernel_height, kFixedRows, 1), kStatisticsRows);
 }
 
-void depthwise_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,
-                       DType dtype, Stream stream) {
+void local_aggregation_forward(const LocalAggregationForward& params, const ChannelStatistics& statistics,
+                               void* workspace, DType dtype, Stream stream) {
     with_type_and_window(dtype, params.shape, [&]<class T, int K>() {
         if constexpr (K == kWideWindow) {
             wide_forward<T>(params, statistics, workspace, stream);

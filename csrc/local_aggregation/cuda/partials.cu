@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "common/device.h"
+#include "cuda/device.h"
 #include "local_aggregation/cuda/partials.h"
 
 namespace ck::cuda {
@@ -62,8 +62,8 @@ merge_statistics_kernel(const float* partials, int64_t parts, int padded_channel
 
 }  // namespace
 
-void sum_partials(const float* partials, int64_t parts, int padded_channels, int rows, int channels, float* first,
-                  float* second, Stream stream) {
+void sum_partials(const float* partials, int64_t parts, int padded_channels, int rows, int channels,
+                  float* first, float* second, Stream stream) {
     const Dim3 grid{static_cast<unsigned>(ceil_div(channels, kWarpSize) * rows)};
     launch<sum_partials_kernel>(grid, kWarps * kWarpSize, 0, stream, partials, parts, rows, padded_channels,
                                 channels, first, second);
@@ -72,8 +72,9 @@ void sum_partials(const float* partials, int64_t parts, int padded_channels, int
 void merge_statistics(const float* partials, int64_t parts, int padded_channels, int channels,
                       const ChannelStatistics& statistics, Stream stream) {
     const Dim3 grid{static_cast<unsigned>(ceil_div(channels, kWarpSize))};
-    launch<merge_statistics_kernel>(grid, kWarps * kWarpSize, 0, stream, partials, parts, padded_channels, channels,
-                                    static_cast<float*>(statistics.sum), static_cast<float*>(statistics.m2));
+    launch<merge_statistics_kernel>(grid, kWarps * kWarpSize, 0, stream, partials, parts, padded_channels,
+                                    channels, static_cast<float*>(statistics.sum),
+                                    static_cast<float*>(statistics.m2));
 }
 
 }  // namespace ck::cuda

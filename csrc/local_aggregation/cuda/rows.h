@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// How a walker goes through the rows of its strips, and how rows travel between global and shared memory.
+// How a warp group goes through the rows of its row tiles, and how rows travel between global and shared
+// memory.
 #pragma once
 
 #include <bit>
 
-#include "common/device.h"
+#include "cuda/device.h"
 #include "local_aggregation/cuda/tiling.h"
 
 namespace ck::cuda {
@@ -16,7 +17,7 @@ constexpr unsigned kStages = kAhead + 1;
 // Bytes that move at once, between 16 and one element: what the addresses of all pixels are a multiple of,
 // and of the columns beside the image, which copies that read nothing are given.
 template <class T>
-int access_bytes(const Image& image, const DepthwiseShape& shape) {
+int access_bytes(const Image& image, const LocalAggregationShape& shape) {
     const auto multiple_of = [&](int bytes) {
         const auto divides = [&](int64_t elements) {
             return elements * static_cast<int>(sizeof(T)) % bytes == 0;
@@ -36,10 +37,10 @@ struct Place {
     int chunk;
     int part;           // of all chunks and tiles: where the block's sums go
     int index;          // of the warp in the block
-    int walker;         // of the block
-    int column_warp;    // of the walker
+    int warp_group;     // of the block
+    int column_warp;    // of the warp group
     int first_channel;  // of the block
-    int first_column;   // of the walker
+    int first_column;   // of the warp group
 
     CK_DEVICE explicit Place(const Tiling& tiling) {
         const unsigned block = block_index().x, groups = tiling.groups, tiles = tiling.tiles;
@@ -48,7 +49,7 @@ struct Place {
         // By a shuffle the compiler knows that it is the same in all lanes, and keeps it, and what follows
         // from it, in the registers that a warp shares.
         index = shuffle(warp(), 0);
-        walker = index / tiling.column_warps;
+        warp_group = index / tiling.column_warps;
         column_warp = index % tiling.column_warps;
         first_channel = static_cast<int>(block % groups) * kGroupChannels;
         first_column = static_cast<int>(block / groups % tiles) * tiling.columns();
@@ -56,17 +57,19 @@ struct Place {
 };
 
 // A run of rows of one image.
-struct Strip {
+struct RowTile {
     int image, begin, rows;
 
-    // The `index`-th strip of a walker. One that does not exist has no rows and is far above its image.
-    CK_DEVICE Strip(const Tiling& tiling, const Place& place, int height, int index)
+    // The `index`-th row tile of a warp group. One that does not exist has no rows and is far above its
+    // image.
+    CK_DEVICE RowTile(const Tiling& tiling, const Place& place, int height, int index)
         : image(0), begin(-(1 << 30)), rows(0) {
-        const int strip = (place.chunk * tiling.sequence + index) * tiling.walkers + place.walker;
-        if (index >= tiling.sequence || strip >= tiling.all_strips) return;
-        image = tiling.whole_images() ? strip : strip / tiling.strips;
-        begin = (strip - image * tiling.strips) * tiling.strip_rows;
-        rows = begin + tiling.strip_rows < height ? tiling.strip_rows : height - begin;
+        const int row_tile =
+            (place.chunk * tiling.tiles_per_group + index) * tiling.warp_groups + place.warp_group;
+        if (index >= tiling.tiles_per_group || row_tile >= tiling.all_row_tiles) return;
+        image = tiling.whole_images() ? row_tile : row_tile / tiling.row_tiles;
+        begin = (row_tile - image * tiling.row_tiles) * tiling.rows_per_tile;
+        rows = begin + tiling.rows_per_tile < height ? tiling.rows_per_tile : height - begin;
     }
     CK_DEVICE int end() const { return begin + rows; }
 };
@@ -79,14 +82,14 @@ CK_DEVICE bool is_inside(int index, int count) {
 // where they are (columns, 64). It keeps its channels from pixel to pixel: 16 bytes of them (Aligned), else
 // two.
 template <class T, bool Aligned>
-struct Share {
+struct CopySlice {
     int first, step;   // its first column of a row, how far it is to the next one; none if it has no channels
     int channel;       // its first channel
     bool second;       // whether there is a channel for the second of two
     int64_t distance;  // from column to column in global memory
 
     // `channels`: that the image has from the first one of the block on.
-    CK_DEVICE Share(int thread, int threads, int channels, const Image& image)
+    CK_DEVICE CopySlice(int thread, int threads, int channels, const Image& image)
         : distance(image.column_stride) {
         constexpr int kEach = Aligned ? kVector<T> : 2, kSharers = kGroupChannels / kEach;
         channel = thread % kSharers * kEach;

@@ -2,7 +2,7 @@
 // Statistics of the output by channel, first of a warp, then of a block; partials.h has the last stage.
 #pragma once
 
-#include "common/device.h"
+#include "cuda/device.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
 
@@ -17,8 +17,8 @@ struct WarpStatistics {
     }
 };
 
-// The mean of `columns` pixels with this sum, rounded as they are, so that differences from it are exact: one pixel
-// alone could be far from the others. One that is not finite would make NaN of sums that are infinite.
+// The mean of `columns` pixels with this sum, rounded as they are, so that differences from it are exact: one
+// pixel alone could be far from the others. One that is not finite would make NaN of sums that are infinite.
 template <class T>
 CK_DEVICE Float2 pivot_of(Float2 sum, int columns) {
     const float part = 1 / static_cast<float>(columns);
@@ -26,12 +26,12 @@ CK_DEVICE Float2 pivot_of(Float2 sum, int columns) {
     return {mean.x - mean.x == 0 ? mean.x : 0, mean.y - mean.y == 0 ? mean.y : 0};
 }
 
-// Merges what the warps of a block have, statistics(warp) of pixels(warp), in their order about the pivot of the
-// first one, which has pixels; leaves it as a part in `partials` (parts, kStatisticsRows, padded_channels). All
-// threads take part.
+// Merges what the warps of a block have, statistics(warp) of pixels(warp), in their order about the pivot of
+// the first one, which has pixels; leaves it as a part in `partials` (parts, kStatisticsRows,
+// padded_channels). All threads take part.
 template <class Statistics, class Pixels>
-CK_DEVICE void leave_statistics(const Statistics& statistics, const Pixels& pixels, int part, int first_channel,
-                                int padded_channels, float* partials) {
+CK_DEVICE void leave_statistics(const Statistics& statistics, const Pixels& pixels, int part,
+                                int first_channel, int padded_channels, float* partials) {
     sync_threads();
     for (int channel = thread_index(); channel < kGroupChannels; channel += block_size()) {
         const auto of = [&](int warp, StatisticsRow row) { return statistics(warp).rows[row][channel]; };
@@ -44,7 +44,8 @@ CK_DEVICE void leave_statistics(const Statistics& statistics, const Pixels& pixe
             sum += of(warp, kSum) + shifted;
             square_sum += of(warp, kSquareSum) + shift * (2 * of(warp, kSum) + shifted);
         }
-        float* const row = partials + int64_t{part} * kStatisticsRows * padded_channels + first_channel + channel;
+        float* const row =
+            partials + int64_t{part} * kStatisticsRows * padded_channels + first_channel + channel;
         row[kPivot * padded_channels] = pivot;
         row[kSum * padded_channels] = sum;
         row[kSquareSum * padded_channels] = square_sum;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Windows too large for their taps to stay in registers: a warp has 64 channels, two a lane, and takes runs of
-// kColumns pixels of a row. It goes through the window row by row, reading every value of a run once for each.
-// Right for any width; the kernels of forward.cu and backward_weight.cu are those to be fast with.
+// Windows too large for their taps to stay in registers: a warp has 64 channels, two a lane, and takes runs
+// of kColumns pixels of a row. It goes through the window row by row, reading every value of a run once for
+// each. Right for any width; the kernels of forward.cu and backward_weight.cu are those to be fast with.
 #include <algorithm>
 
-#include "local_aggregation/cuda/kernels.h"
+#include "local_aggregation/cuda/launch.h"
 #include "local_aggregation/cuda/partials.h"
 #include "local_aggregation/cuda/rows.h"
 #include "local_aggregation/cuda/statistics.h"
@@ -15,10 +15,10 @@ namespace {
 
 constexpr int K = kWideWindow;
 constexpr int kWarps = 4;
-constexpr int kWideBlocks = 5;  // that the registers of a processor are to be enough for
+constexpr int kWideBlocks = 5;    // that the registers of a processor are to be enough for
 constexpr int kSums = K * K + 1;  // of the weight gradient: every tap, and the bias
 // Runs of a warp that make the filters it loads, or the sums it leaves, a small part of its work.
-constexpr int kLeastRuns = 16;
+constexpr int kMinRuns = 16;
 
 // How the runs of a batch are divided: block (part, group) has every parts-th run of kWarps.
 struct WideTiling {
@@ -27,26 +27,26 @@ struct WideTiling {
     int row_runs;  // of a row
     int64_t runs;  // of all images
 
-    WideTiling(const DepthwiseShape& shape, int blocks_per_group)
+    WideTiling(const LocalAggregationShape& shape, int blocks_per_group)
         : groups(static_cast<int>(ceil_div(shape.channels, kGroupChannels))),
           row_runs(static_cast<int>(ceil_div(shape.width, kColumns))),
           runs(shape.batch * shape.height * row_runs) {
         const int64_t most = std::max<int64_t>(1, blocks_per_group / groups);
-        parts = static_cast<int>(std::min(most, ceil_div(runs, kWarps * kLeastRuns)));
+        parts = static_cast<int>(std::min(most, ceil_div(runs, kWarps * kMinRuns)));
     }
 
     constexpr int padded_channels() const { return groups * kGroupChannels; }
 };
 
 // Enough to fill every multiprocessor, whatever the registers of a kernel are.
-WideTiling wide_tiling(const DepthwiseShape& shape) { return {shape, 8 * multiprocessor_count()}; }
+WideTiling wide_tiling(const LocalAggregationShape& shape) { return {shape, 8 * multiprocessor_count()}; }
 
 // Where the runs of a warp are and what of their two channels exists.
 struct WideWarp {
     int part, group, first_channel, channel;  // of the block, of the lane in its group
     bool first, second;                       // whether the lane's channels exist
 
-    CK_DEVICE WideWarp(const WideTiling& tiling, const DepthwiseShape& shape, int block)
+    CK_DEVICE WideWarp(const WideTiling& tiling, const LocalAggregationShape& shape, int block)
         : part(block / tiling.groups),
           group(block % tiling.groups),
           first_channel(group * kGroupChannels),
@@ -66,8 +66,8 @@ struct WideWarp {
         if (second) pixel[1] = pair.data[1];
     }
 
-    // Calls add(dx, i, value) for every value of an image row and every pixel i of the run from x on that sees it by the
-    // column dx of the window.
+    // Calls add(dx, i, value) for every value of an image row and every pixel i of the run from x on that
+    // sees it by the column dx of the window.
     template <class T, class Add>
     CK_DEVICE void for_each_value(const T* pixels, int64_t stride, int x, int width, Add add) const {
         CK_UNROLL
@@ -84,7 +84,8 @@ struct WideWarp {
 
     // Calls visit(image, row, first column, columns) for every run.
     template <class Visit>
-    CK_DEVICE void for_each_run(const WideTiling& tiling, const DepthwiseShape& shape, Visit visit) const {
+    CK_DEVICE void for_each_run(const WideTiling& tiling, const LocalAggregationShape& shape,
+                                Visit visit) const {
         for (int64_t run = int64_t{part} * kWarps + warp(); run < tiling.runs;
              run += int64_t{tiling.parts} * kWarps) {
             const int64_t row = run / tiling.row_runs;
@@ -95,18 +96,18 @@ struct WideWarp {
     }
 };
 
-// Adds the warps' `sums` in their order and leaves them as row `row` of the part's in `partials` (parts, rows, channels).
-CK_DEVICE void leave_sums(float* room, const WideWarp& place, const WideTiling& tiling, Float2 sums, int row,
-                          int rows, float* partials) {
-    store(room + warp() * kGroupChannels + place.channel, Vec<float, 2>{sums.x, sums.y});
+// Adds the warps' `sums` in their order and leaves them as row `row` of the part's in `partials` (parts,
+// rows, channels).
+CK_DEVICE void leave_sums(float* smem_scratch, const WideWarp& place, const WideTiling& tiling, Float2 sums,
+                          int row, int rows, float* partials) {
+    store(smem_scratch + warp() * kGroupChannels + place.channel, Vec<float, 2>{sums.x, sums.y});
     sync_threads();
     if (warp() == 0) {
         Float2 total{0, 0};
         for (int other = 0; other < kWarps; ++other) {
-            total = add(total, to_float(load<2>(room + other * kGroupChannels + place.channel)));
+            total = add(total, to_float(load<2>(smem_scratch + other * kGroupChannels + place.channel)));
         }
-        float* const target = partials +
-                              (int64_t{place.part} * rows + row) * tiling.padded_channels() +
+        float* const target = partials + (int64_t{place.part} * rows + row) * tiling.padded_channels() +
                               place.first_channel + place.channel;
         store(target, Vec<float, 2>{total.x, total.y});
     }
@@ -115,20 +116,22 @@ CK_DEVICE void leave_sums(float* room, const WideWarp& place, const WideTiling& 
 
 // `partials` null: no statistics.
 template <class T>
-CK_KERNEL(kWarps * kWarpSize, kWideBlocks)
-wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials) {
-    const DepthwiseShape& shape = params.shape;
+CK_KERNEL(kWarps* kWarpSize, kWideBlocks)
+wide_forward_kernel(LocalAggregationForward params, WideTiling tiling, float* partials) {
+    const LocalAggregationShape& shape = params.shape;
     const WideWarp place(tiling, shape, static_cast<int>(block_index().x));
     const int rest = shape.channels - place.first_channel;
     const int channels = rest < kGroupChannels ? rest : kGroupChannels;
     CK_SHARED(float, filters, kGroupChannels * K * K);
-    const float* const weight = static_cast<const float*>(params.weight) + int64_t{place.first_channel} * K * K;
+    const float* const weight =
+        static_cast<const float*>(params.weight) + int64_t{place.first_channel} * K * K;
     for (int i = thread_index(); i < kGroupChannels * K * K; i += block_size()) {
         filters[i] = i < channels * K * K ? weight[i] : 0.f;
     }
     sync_threads();
     Float2 bias{0, 0};
-    if (params.bias) bias = place.read(static_cast<const float*>(params.bias) + place.first_channel + place.channel);
+    if (params.bias)
+        bias = place.read(static_cast<const float*>(params.bias) + place.first_channel + place.channel);
     Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};
     int pixels = 0;
     place.for_each_run(tiling, shape, [&](int64_t image, int y, int x, int columns) {
@@ -144,11 +147,12 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
             Float2 taps[K];
             CK_UNROLL
             for (int dx = 0; dx < K; ++dx) taps[dx] = {filter[dx], filter[K * K + dx]};
-            place.for_each_value(pixels, params.x.column_stride, x, shape.width, [&](int dx, int i, Float2 value) {
-                sums[i] = multiply_add(value, taps[dx], sums[i]);
-            });
+            place.for_each_value(
+                pixels, params.x.column_stride, x, shape.width,
+                [&](int dx, int i, Float2 value) { sums[i] = multiply_add(value, taps[dx], sums[i]); });
         }
-        T* const out = params.out.row<T>(image, y) + x * params.out.column_stride + place.first_channel + place.channel;
+        T* const out =
+            params.out.row<T>(image, y) + x * params.out.column_stride + place.first_channel + place.channel;
         Float2 run_sum{0, 0}, run_square_sum{0, 0};  // short sums keep the rounding errors small
         Vec<T, 2> rounded[kColumns];
         CK_UNROLL
@@ -191,18 +195,19 @@ wide_forward_kernel(DepthwiseForward params, WideTiling tiling, float* partials)
 
 // A block has one row of the window.
 template <class T>
-CK_KERNEL(kWarps * kWarpSize)
-wide_backward_weight_kernel(DepthwiseBackwardWeight params, WideTiling tiling, float* partials) {
-    const DepthwiseShape& shape = params.shape;
+CK_KERNEL(kWarps* kWarpSize)
+wide_backward_weight_kernel(LocalAggregationBackwardWeight params, WideTiling tiling, float* partials) {
+    const LocalAggregationShape& shape = params.shape;
     const int dy = static_cast<int>(block_index().x % K);
     const WideWarp place(tiling, shape, static_cast<int>(block_index().x / K));
-    CK_SHARED(float, room, kWarps * kGroupChannels);
+    CK_SHARED(float, smem_scratch, kWarps* kGroupChannels);
     const int channel = place.first_channel + place.channel;
     Float2 sums[K], bias{0, 0};
     CK_UNROLL
     for (int dx = 0; dx < K; ++dx) sums[dx] = {0, 0};
     place.for_each_run(tiling, shape, [&](int64_t image, int y, int x, int columns) {
-        const T* const grads = params.grad_out.row<const T>(image, y) + x * params.grad_out.column_stride + channel;
+        const T* const grads =
+            params.grad_out.row<const T>(image, y) + x * params.grad_out.column_stride + channel;
         Float2 grad_out[kColumns], run_sum{0, 0};
         CK_UNROLL
         for (int i = 0; i < kColumns; ++i) {
@@ -214,40 +219,42 @@ wide_backward_weight_kernel(DepthwiseBackwardWeight params, WideTiling tiling, f
         const int row = y + dy - K / 2;
         if (!is_inside(row, shape.height)) return;
         const T* const pixels = params.x.row<const T>(image, row) + channel;
-        place.for_each_value(pixels, params.x.column_stride, x, shape.width, [&](int dx, int i, Float2 value) {
-            sums[dx] = multiply_add(value, grad_out[i], sums[dx]);
-        });
+        place.for_each_value(
+            pixels, params.x.column_stride, x, shape.width,
+            [&](int dx, int i, Float2 value) { sums[dx] = multiply_add(value, grad_out[i], sums[dx]); });
     });
     CK_UNROLL
-    for (int dx = 0; dx < K; ++dx) leave_sums(room, place, tiling, sums[dx], dy * K + dx, kSums, partials);
-    if (dy == 0) leave_sums(room, place, tiling, bias, K * K, kSums, partials);
+    for (int dx = 0; dx < K; ++dx)
+        leave_sums(smem_scratch, place, tiling, sums[dx], dy * K + dx, kSums, partials);
+    if (dy == 0) leave_sums(smem_scratch, place, tiling, bias, K * K, kSums, partials);
 }
 
 }  // namespace
 
-size_t wide_forward_workspace(const DepthwiseShape& shape) {
+size_t wide_forward_workspace(const LocalAggregationShape& shape) {
     const WideTiling tiling = wide_tiling(shape);
     return sizeof(float) * tiling.parts * kStatisticsRows * tiling.padded_channels();
 }
 
 template <class T>
-void wide_forward(const DepthwiseForward& params, const ChannelStatistics& statistics, void* workspace,
+void wide_forward(const LocalAggregationForward& params, const ChannelStatistics& statistics, void* workspace,
                   Stream stream) {
     const WideTiling tiling = wide_tiling(params.shape);
     float* const partials = statistics.sum ? static_cast<float*>(workspace) : nullptr;
     const Dim3 grid{static_cast<unsigned>(tiling.parts) * tiling.groups};
     launch<wide_forward_kernel<T>>(grid, kWarps * kWarpSize, 0, stream, params, tiling, partials);
     if (!partials) return;
-    merge_statistics(partials, tiling.parts, tiling.padded_channels(), params.shape.channels, statistics, stream);
+    merge_statistics(partials, tiling.parts, tiling.padded_channels(), params.shape.channels, statistics,
+                     stream);
 }
 
-size_t wide_backward_weight_workspace(const DepthwiseShape& shape) {
+size_t wide_backward_weight_workspace(const LocalAggregationShape& shape) {
     const WideTiling tiling = wide_tiling(shape);
     return sizeof(float) * tiling.parts * kSums * tiling.padded_channels();
 }
 
 template <class T>
-void wide_backward_weight(const DepthwiseBackwardWeight& params, void* workspace, Stream stream) {
+void wide_backward_weight(const LocalAggregationBackwardWeight& params, void* workspace, Stream stream) {
     const WideTiling tiling = wide_tiling(params.shape);
     float* const partials = static_cast<float*>(workspace);
     const Dim3 grid{static_cast<unsigned>(tiling.parts) * tiling.groups * K};
@@ -256,11 +263,11 @@ void wide_backward_weight(const DepthwiseBackwardWeight& params, void* workspace
                  static_cast<float*>(params.grad_weight), static_cast<float*>(params.grad_bias), stream);
 }
 
-template void wide_forward<float>(const DepthwiseForward&, const ChannelStatistics&, void*, Stream);
-template void wide_forward<BFloat16>(const DepthwiseForward&, const ChannelStatistics&, void*, Stream);
-template void wide_forward<Half>(const DepthwiseForward&, const ChannelStatistics&, void*, Stream);
-template void wide_backward_weight<float>(const DepthwiseBackwardWeight&, void*, Stream);
-template void wide_backward_weight<BFloat16>(const DepthwiseBackwardWeight&, void*, Stream);
-template void wide_backward_weight<Half>(const DepthwiseBackwardWeight&, void*, Stream);
+template void wide_forward<float>(const LocalAggregationForward&, const ChannelStatistics&, void*, Stream);
+template void wide_forward<BFloat16>(const LocalAggregationForward&, const ChannelStatistics&, void*, Stream);
+template void wide_forward<Half>(const LocalAggregationForward&, const ChannelStatistics&, void*, Stream);
+template void wide_backward_weight<float>(const LocalAggregationBackwardWeight&, void*, Stream);
+template void wide_backward_weight<BFloat16>(const LocalAggregationBackwardWeight&, void*, Stream);
+template void wide_backward_weight<Half>(const LocalAggregationBackwardWeight&, void*, Stream);
 
 }  // namespace ck::cuda

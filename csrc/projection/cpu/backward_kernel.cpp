@@ -4,7 +4,7 @@
 #include "cpu/linear_backward.h"
 #include "cpu/weight_block.h"
 #include "cpu/workspace.h"
-#include "projection/cpu/kernels.h"
+#include "projection/cpu/launch.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -15,7 +15,7 @@ struct Plan {
     using A = Accumulator<T>;
 
     int64_t padded_channels;
-    Parts<A> panels, blocks;
+    Blocks<A> panels, blocks;
     int64_t tile_panels, capacity, tiles;
     // Of a thread: x by rows, a block of grad_out by rows and by panels, converted weights, the gradient of
     // x.
@@ -50,7 +50,7 @@ void backward(const ProjectionBackward& params, int threads) {
     const ProjectionShape& shape = params.shape;
     const int channels = shape.channels, out_channels = shape.out_channels;
     const Plan<T> plan(shape);
-    const Parts<A>&panels = plan.panels, &blocks = plan.blocks;
+    const Blocks<A>&panels = plan.panels, &blocks = plan.blocks;
     const int64_t token_groups = plan.groups.token_groups, unit_groups = plan.groups.unit_groups;
     const int64_t waiting = unit_groups > 1 ? unit_groups * plan.inputs_size : 0;
     A* const weights = static_cast<A*>(

@@ -4,10 +4,10 @@
 // alone and their sums are added in order: statistics do not depend on the threads.
 #include "cpu/parallel.h"
 #include "cpu/statistics.h"
-#include "cpu/token_tile.h"
+#include "cpu/token_panels.h"
 #include "cpu/weight_block.h"
 #include "cpu/workspace.h"
-#include "projection/cpu/kernels.h"
+#include "projection/cpu/launch.h"
 
 namespace ck::CK_ISA {
 namespace {
@@ -27,7 +27,7 @@ void forward(const ProjectionForward& params, int threads) {
                                 out_channels};
     const int64_t weight_bytes = static_cast<int64_t>(sizeof(T)) * channels * out_channels;
     const TokenTasks<A> tasks(shape.samples * shape.tokens, out_channels, weight_bytes);
-    const Parts<A>&panels = tasks.panels, &blocks = tasks.blocks;
+    const Blocks<A>&panels = tasks.panels, &blocks = tasks.blocks;
 
     // Of each thread: x, a panel of the block before its rounding, and the weights that make it.
     const int64_t x_size = tasks.most_panels * channels * lanes, y_size = kUnitBlock * lanes;

@@ -9,7 +9,7 @@ from backends import DEVICES
 
 from container_kernels import _extension, context_aggregation, local_aggregation
 from container_kernels.ops.common.cuda_launch import compiled_window, cut_window, pad_window, place
-from container_kernels.testing import run_cuda_on_host
+from container_kernels.testing import emulate_cuda
 
 WINDOWS = [(1, 1), (1, 3), (3, 3), (3, 1), (5, 3), (1, 5), (5, 5), (7, 1), (5, 7), (7, 7), (9, 3), (11, 11)]
 
@@ -68,7 +68,7 @@ def test_local_weight_gradient_of_a_padded_window(backend, window):
 def test_a_dense_affinity_is_refused_by_the_operators_too():
     q = torch.randn(1, 4, 1, 8)
     operators = torch.ops.container_kernels
-    with run_cuda_on_host(), pytest.raises(ValueError, match=r"affinity: the CUDA kernels take None, got \(1, 4, 4\)"):
+    with emulate_cuda(), pytest.raises(ValueError, match=r"affinity: the CUDA kernels take None, got \(1, 4, 4\)"):
         operators.context_aggregation_forward_cuda(q, q, q, torch.ones(1), None, None, torch.ones(1, 4, 4), 0, 0, 1.0)
 
 

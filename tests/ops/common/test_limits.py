@@ -14,7 +14,7 @@ from container_kernels.ops.context_aggregation.backends import CUDA_HEAD_DIMS
 def cuda_module():
     if DEVICES["cuda"] == "cuda":
         return _extension.cuda, torch.cuda.current_device()
-    return _extension.load_cuda_host(), -1
+    return _extension.load_cuda_emulator(), -1
 
 
 def test_windows(cuda_module):
@@ -30,11 +30,17 @@ def test_cuda_kernels_name_a_window_that_is_not_compiled(cuda_module, window):
     module, index = cuda_module
     code = _extension.DTYPE_CODES[torch.float32]
     given = "{}x{}".format(*window)
-    for ask in (module.depthwise_forward_workspace, module.depthwise_backward_weight_workspace):
-        arguments = (code, index, (1, 4, 4, 8), window, *([True] if ask is module.depthwise_forward_workspace else []))
+    for ask in (module.local_aggregation_forward_workspace, module.local_aggregation_backward_weight_workspace):
+        arguments = (
+            code,
+            index,
+            (1, 4, 4, 8),
+            window,
+            *([True] if ask is module.local_aggregation_forward_workspace else []),
+        )
         with pytest.raises(ValueError, match=f"expected one of 3x3, 5x5, 7x7, 11x11, got {given}"):
             ask(*arguments)
-    for ask in (module.mix_forward_shared_memory, module.mix_backward_shared_memory):
+    for ask in (module.context_aggregation_forward_shared_memory, module.context_aggregation_backward_shared_memory):
         with pytest.raises(ValueError, match=f"expected one of 3x3, 5x5, 7x7, 11x11, got {given}"):
             ask(code, (1, 16, 1, 8), (4, 4, *window))
 
@@ -42,7 +48,7 @@ def test_cuda_kernels_name_a_window_that_is_not_compiled(cuda_module, window):
 def test_cuda_head_dims(cuda_module):
     module, _ = cuda_module
     code, most = _extension.DTYPE_CODES[torch.bfloat16], CUDA_HEAD_DIMS[-1]
-    for ask in (module.mix_forward_shared_memory, module.mix_backward_shared_memory):
+    for ask in (module.context_aggregation_forward_shared_memory, module.context_aggregation_backward_shared_memory):
         needed = [ask(code, (1, 16, 1, head_dim), (4, 4, 0, 0)) for head_dim in range(1, most + 1)]
         steps = [head_dim for head_dim in range(1, most) if needed[head_dim - 1] != needed[head_dim]]
         assert steps == list(CUDA_HEAD_DIMS[:-1])

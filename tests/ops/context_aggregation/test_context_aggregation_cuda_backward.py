@@ -11,8 +11,8 @@ from container_kernels.testing import (
     MixCase,
     assert_within_budget,
     eager_context_aggregation,
+    emulate_cuda,
     poisoned_outputs,
-    run_cuda_on_host,
 )
 
 CUDA = pytest.mark.parametrize("backend", ["cuda"])  # the parameter that lets it run without a GPU
@@ -194,7 +194,7 @@ def test_the_same_bits_again(backend, dtype, case):
     qkv, arguments = inputs.arguments()
     grad_out = random_like(qkv[2])
     grads = gradients(context_aggregation, qkv, arguments, grad_out, backend="cuda")
-    with nullcontext() if CUDA_ON_GPU else run_cuda_on_host(order="descending"):
+    with nullcontext() if CUDA_ON_GPU else emulate_cuda(order="descending"):
         again = gradients(context_aggregation, qkv, arguments, grad_out, backend="cuda")
     for name, grad in grads.items():
         assert torch.equal(grad, again[name]), name
@@ -207,10 +207,10 @@ def test_the_same_bits_again(backend, dtype, case):
     ids=str,
 )
 def test_more_keys_than_warps_are_refused(backend, dtype, head_dim, most):
-    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_host()
+    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_emulator()
     code = _extension.DTYPE_CODES[dtype]
 
     def needed(tokens):
-        return module.mix_backward_shared_memory(code, (1, tokens, 1, head_dim), (1, tokens, 7, 7))
+        return module.context_aggregation_backward_shared_memory(code, (1, tokens, 1, head_dim), (1, tokens, 7, 7))
 
     assert needed(most) < 1 << 18 < needed(most + 1)

@@ -12,8 +12,8 @@ from container_kernels.testing import (
     MixCase,
     assert_within_budget,
     eager_context_aggregation,
+    emulate_cuda,
     poisoned_outputs,
-    run_cuda_on_host,
 )
 
 CUDA = pytest.mark.parametrize("backend", ["cuda"])  # the parameter that lets it run without a GPU
@@ -155,20 +155,20 @@ def test_the_same_bits_again(backend, dtype):
         inputs = case.make(dtype, DEVICES[backend])
         qkv, arguments = inputs.arguments()
         first = context_aggregation(*qkv, **arguments, backend="cuda")
-        with nullcontext() if CUDA_ON_GPU else run_cuda_on_host(order="descending"):
+        with nullcontext() if CUDA_ON_GPU else emulate_cuda(order="descending"):
             assert torch.equal(context_aggregation(*qkv, **arguments, backend="cuda"), first)
 
 
 @CUDA
 def test_shared_memory_that_a_block_asks_for(backend):
     """256 tokens fit, whatever the window, up to 128 channels; what does not fit is told as more than there is."""
-    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_host()
+    module = _extension.cuda if CUDA_ON_GPU else _extension.load_cuda_emulator()
     index = torch.cuda.current_device() if CUDA_ON_GPU else -1
     limit = module.shared_memory_limit(index)
 
     def needed(dtype, tokens, head_dim, height, width, window):
         sizes, grid = (1, tokens, 1, head_dim), (height, width, window, window)
-        return module.mix_forward_shared_memory(_extension.DTYPE_CODES[dtype], sizes, grid)
+        return module.context_aggregation_forward_shared_memory(_extension.DTYPE_CODES[dtype], sizes, grid)
 
     for tokens in (1, 49, 196, 256):
         for height in (1, 7, 16, tokens):

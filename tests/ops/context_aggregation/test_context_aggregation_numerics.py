@@ -10,8 +10,8 @@ from container_kernels.testing import (
     MixCase,
     assert_within_budget,
     eager_context_aggregation,
+    emulate_cuda,
     poisoned_outputs,
-    run_cuda_on_host,
 )
 
 CASES = [
@@ -165,7 +165,7 @@ def test_cuda_bits_do_not_depend_on_the_order_of_threads(case, dtype):
     inputs = case.make(dtype, grad=True)
     results = []
     for order in ("ascending", "descending"):
-        with run_cuda_on_host(order=order), poisoned_outputs():
+        with emulate_cuda(order=order), poisoned_outputs():
             results.append(run(context_aggregation, inputs, backend="cuda"))
     (out, grads), (other, other_grads) = results
     assert torch.equal(out, other)

@@ -17,7 +17,7 @@ from container_kernels.ops.context_aggregation.backends import why_not
 from container_kernels.ops.dispatch import backend as backend_module
 from container_kernels.ops.dispatch import preference
 from container_kernels.ops.dispatch.backend import BACKENDS, choose, why_not_here
-from container_kernels.testing import run_cuda_on_host
+from container_kernels.testing import emulate_cuda
 
 V = torch.randn(1, 4, 2, 8)
 
@@ -193,7 +193,7 @@ def test_unknown_name(ask, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "tensor", "reason"),
     [
-        ("cuda", V, r"it takes CUDA tensors \(CPU tensors only inside container_kernels\.testing\.run_cuda_on_host"),
+        ("cuda", V, r"it takes CUDA tensors \(CPU tensors only inside container_kernels\.testing\.emulate_cuda"),
         ("cuda", V.double(), "it takes float32, bfloat16 and float16, got float64"),
         ("cuda", torch.randn(1, 4, 1, 129), "it takes head_dim up to 128, got 129"),
         ("triton", V.double(), "it takes float32, bfloat16 and float16, got float64"),
@@ -216,7 +216,7 @@ def test_request_that_cannot_be_served(name, tensor, reason):
     ],
 )
 def test_what_the_cuda_mix_does_not_take(dense, tokens, reason):
-    with run_cuda_on_host():
+    with emulate_cuda():
         assert re.search(reason, why_not("cuda", V[:, :1].expand(1, tokens, 2, 8), True, dense))
         assert why_not("cuda", V, True, False) is None
         assert why_not("cuda", V, False, True) is None  # a static term alone is another op's, or the library's
@@ -226,16 +226,16 @@ def test_what_the_cuda_mix_does_not_take(dense, tokens, reason):
 @pytest.mark.parametrize("head_dim", [1, 32, 33, 64, 100, 128])
 def test_every_row_that_the_cuda_mix_takes_fits_shared_memory(dtype, head_dim):
     """Whatever the grid and the window; and the first one refused would not fit."""
-    module = _extension.load_cuda_host()
+    module = _extension.load_cuda_emulator()
     code, limit = _extension.DTYPE_CODES[dtype], module.shared_memory_limit(-1)
 
     def fits(height, width, window):
         sizes, grid = (1, height * width, 1, head_dim), (height, width, window, window)
-        backward = module.mix_backward_shared_memory(code, sizes, grid)
-        return max(module.mix_forward_shared_memory(code, sizes, grid), backward) <= limit
+        backward = module.context_aggregation_backward_shared_memory(code, sizes, grid)
+        return max(module.context_aggregation_forward_shared_memory(code, sizes, grid), backward) <= limit
 
     value = torch.zeros(1, 1, 1, 1, dtype=dtype)
-    with run_cuda_on_host():
+    with emulate_cuda():
         taken = [n for n in range(1, 1000) if why_not("cuda", value.expand(1, n, 1, head_dim), True, False) is None]
     assert taken == list(range(1, len(taken) + 1))
     assert len(taken) >= 64

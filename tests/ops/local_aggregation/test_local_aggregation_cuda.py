@@ -1,6 +1,7 @@
 """CUDA local aggregation beyond the suite that every backend runs: how tensors are cut into blocks, and alignment.
 
-Without a GPU the host stands for a device of 4 processors (csrc/host/runtime.cpp); the cuts named below are those.
+Without a GPU the emulator stands for a device of 4 processors (csrc/cuda_emulator/runtime.cpp); the cuts named below
+are those.
 """
 
 import pytest
@@ -11,8 +12,8 @@ from container_kernels import local_aggregation, local_aggregation_with_statisti
 from container_kernels.testing import (
     assert_within_budget,
     eager_local_aggregation,
+    emulate_cuda,
     poisoned_outputs,
-    run_cuda_on_host,
 )
 
 # B, H, W, C, k
@@ -136,9 +137,9 @@ def test_infinities_stay_in_reach(backend):
 def test_the_order_of_threads_changes_no_bit(order):
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(s, generator=generator) for s in ((3, 9, 16, 70), (70, 5, 5), (70,)))
-    with run_cuda_on_host():
+    with emulate_cuda():
         expected, expected_sums = results(local_aggregation_with_statistics, (x, weight, bias), backend="cuda")
-    with run_cuda_on_host(order=order):
+    with emulate_cuda(order=order):
         actual, sums = results(local_aggregation_with_statistics, (x, weight, bias), backend="cuda")
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert all(torch.equal(one, other) for one, other in zip(sums, expected_sums, strict=True))

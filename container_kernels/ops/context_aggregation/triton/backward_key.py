@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ...common.triton_primitives import dot, rounded
-from .backward_row import finish_grad_v
+from .backward_row import grad_v_epilogue
 from .primitives import LN2, head_of, load_queries_to_weigh, load_tokens, locate, softmax_weights, store_tokens
 
 
@@ -162,7 +162,7 @@ def backward_key_kernel(
     grad_k_head, grad_stride = head_of(grad_k_ptr, grad_strides, batch, head, UNIT)
     grad_v_head, _ = head_of(grad_v_ptr, grad_strides, batch, head, UNIT)
     store_tokens(grad_k_head, grad_k * (alpha * scale), first_key, n, grad_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
-    finish_grad_v(
+    grad_v_epilogue(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,

@@ -51,7 +51,7 @@ def add_dense_transposed(
 
 
 @triton.jit
-def finish_grad_v(
+def grad_v_epilogue(
     accumulator,
     grad_out_head,
     taps_ptr,
@@ -185,7 +185,7 @@ def backward_row_kernel(
 
     tl.store(grad_alpha_ptr + batch * num_heads + head, tl.sum(deltas, 0))
     store_tokens(grad_k_head, grad_k * (alpha * scale), 0, n, grad_stride, HEAD_DIM, BLOCK_N, BLOCK_D)
-    finish_grad_v(
+    grad_v_epilogue(
         grad_v * alpha,
         grad_out_head,
         taps_ptr,

@@ -46,7 +46,7 @@ def add_dense(
 
 
 @triton.jit
-def finish(
+def epilogue(
     accumulator,
     v_head,
     taps_ptr,
@@ -191,7 +191,7 @@ def forward_row_kernel(
 
     accumulator = dot(rounded(weights, v.dtype), v, tl.zeros([BLOCK_M, BLOCK_D], tl.float32), PRECISION)
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]
-    finish(
+    epilogue(
         accumulator,
         v_head,
         taps_ptr,
@@ -338,7 +338,7 @@ def forward_tiled_kernel(
     store_logsumexp(logsumexp_ptr, row_max, row_sum, batch, head, first_query, n, num_heads, BLOCK_M)
 
     accumulator *= (tl.load(alpha_ptr + head) / row_sum)[:, None]
-    finish(
+    epilogue(
         accumulator,
         v_head,
         taps_ptr,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The moves that the forward and backward kernels of the mix share.
+"""Device helpers that the forward and backward kernels of the mix share.
 
 Shapes: B batch, N tokens, M heads, D = HEAD_DIM channels of a head, padded to BLOCK_D on chip.
 A `*_head` pointer points at one head of one image: token n of it starts at head + n * stride_n. A tile of tokens

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from ...common.triton_matmul import finish_branch, remaining
+from ...common.triton_matmul import branch_epilogue, remaining
 from ...common.triton_primitives import dot, rounded
 from .gelu import gelu
 from .primitives import load_matrix, remaining_units
@@ -44,4 +44,4 @@ def forward_kernel(
         h = dot(x, tl.trans(w1), tl.zeros([BLOCK_T, BLOCK_H], tl.float32), PRECISION) + b1[None, :]
         g = rounded(gelu(h, x.dtype), x.dtype)
         branch = dot(g, tl.trans(w2), branch, PRECISION)
-    finish_branch(branch, b2_ptr, scale_ptr, residual_ptr, out_ptr, row, 0, num_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)
+    branch_epilogue(branch, b2_ptr, scale_ptr, residual_ptr, out_ptr, row, 0, num_rows, OUT_CHANNELS, BLOCK_T, BLOCK_O)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The moves that the kernels of the MLP share."""
+"""Device helpers that the kernels of the MLP share."""
 
 import triton
 import triton.language as tl

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from ...common.triton_matmul import finish_branch, locate_tile, product, remaining
+from ...common.triton_matmul import branch_epilogue, locate_tile, product, remaining
 from ...statistics.triton_partials import store_partial, tile_pivot
 
 
@@ -50,7 +50,7 @@ def forward_kernel(
         BLOCK_N,
         BLOCK_K,
     )
-    written = finish_branch(
+    written = branch_epilogue(
         branch,
         bias_ptr,
         scale_ptr,

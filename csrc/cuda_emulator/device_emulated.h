@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The host half of common/device.h: every operation does what PTX says it does, and checks what PTX assumes.
+// The emulated half of cuda/device.h: every operation does what PTX says it does, and checks what PTX
+// assumes.
 #pragma once
 
 #include <bit>
@@ -8,25 +9,25 @@
 #include <tuple>
 #include <type_traits>
 
-#include "common/device_types.h"
-#include "common/runtime.h"
-#include "host/block.h"
-#include "host/launch.h"
-#include "host/numbers.h"
+#include "cuda/device_types.h"
+#include "cuda/runtime.h"
+#include "cuda_emulator/block.h"
+#include "cuda_emulator/half_conversion.h"
+#include "cuda_emulator/launch.h"
 
 #define CK_KERNEL(...) void
 #define CK_DEVICE inline
 #define CK_UNROLL
 #define CK_NO_UNROLL
-#define CK_DYNAMIC_SHARED(name) unsigned char* const name = ::ck::host::current().block->shared.dynamic()
+#define CK_DYNAMIC_SHARED(name) unsigned char* const name = ::ck::emulator::current().block->shared.dynamic()
 #define CK_SHARED(T, name, count)                \
     static const char name##_of_this_kernel = 0; \
     T* const name = static_cast<T*>(             \
-        ::ck::host::current().block->shared.fixed(&name##_of_this_kernel, sizeof(T) * (count)))
+        ::ck::emulator::current().block->shared.fixed(&name##_of_this_kernel, sizeof(T) * (count)))
 
 namespace ck {
 
-using host::Location;
+using emulator::Location;
 
 template <auto Kernel, class... Args>
 void launch(Dim3 grid, int threads, size_t shared_bytes, Stream, const Args&... args) {
@@ -34,31 +35,31 @@ void launch(Dim3 grid, int threads, size_t shared_bytes, Stream, const Args&... 
     const auto body = [](const void* tuple) {
         std::apply(Kernel, *static_cast<const std::tuple<const Args&...>*>(tuple));
     };
-    host::run({host::kernel_name(__PRETTY_FUNCTION__),
-               {grid.x, grid.y, grid.z},
-               threads,
-               shared_bytes,
-               body,
-               &arguments});
+    emulator::run({emulator::kernel_name(__PRETTY_FUNCTION__),
+                   {grid.x, grid.y, grid.z},
+                   threads,
+                   shared_bytes,
+                   body,
+                   &arguments});
 }
 
-inline int thread_index() { return host::current().index; }
-inline int block_size() { return host::current().block->size; }
+inline int thread_index() { return emulator::current().index; }
+inline int block_size() { return emulator::current().block->size; }
 inline Dim3 block_index() {
-    const auto& index = host::current().block->index;
+    const auto& index = emulator::current().block->index;
     return {index[0], index[1], index[2]};
 }
 inline Dim3 grid_size() {
-    const auto& size = host::current().block->grid;
+    const auto& size = emulator::current().block->grid;
     return {size[0], size[1], size[2]};
 }
 
-inline void sync_threads(Location where = Location::current()) { host::sync_threads(where); }
+inline void sync_threads(Location where = Location::current()) { emulator::sync_threads(where); }
 inline void sync_warp(unsigned mask = kFullWarp, Location where = Location::current()) {
-    host::sync_warp(mask, where);
+    emulator::sync_warp(mask, where);
 }
 
-namespace host {
+namespace emulator {
 
 // The value of another lane of the warp; `source` outside of the warp is the caller's own lane.
 template <class T>
@@ -72,23 +73,24 @@ T value_of_lane(T value, int source, unsigned mask, const char* operation, Locat
     return result;
 }
 
-}  // namespace host
+}  // namespace emulator
 
 template <class T>
 T shuffle(T value, int source, unsigned mask = kFullWarp, Location where = Location::current()) {
-    return host::value_of_lane(value, source & (kWarpSize - 1), mask, "shuffle", where);
+    return emulator::value_of_lane(value, source & (kWarpSize - 1), mask, "shuffle", where);
 }
 template <class T>
 T shuffle_xor(T value, int distance, unsigned mask = kFullWarp, Location where = Location::current()) {
-    return host::value_of_lane(value, thread_index() % kWarpSize ^ distance, mask, "shuffle_xor", where);
+    return emulator::value_of_lane(value, thread_index() % kWarpSize ^ distance, mask, "shuffle_xor", where);
 }
 template <class T>
 T shuffle_down(T value, int distance, unsigned mask = kFullWarp, Location where = Location::current()) {
-    return host::value_of_lane(value, thread_index() % kWarpSize + distance, mask, "shuffle_down", where);
+    return emulator::value_of_lane(value, thread_index() % kWarpSize + distance, mask, "shuffle_down", where);
 }
 
 inline bool any_lane(bool condition, Location where = Location::current()) {
-    const std::byte* const* peers = host::exchange(&condition, sizeof(condition), kFullWarp, "any_lane", where);
+    const std::byte* const* peers =
+        emulator::exchange(&condition, sizeof(condition), kFullWarp, "any_lane", where);
     for (int lane = 0; lane < kWarpSize; ++lane) {
         if (std::to_integer<bool>(*peers[lane])) return true;
     }
@@ -107,7 +109,7 @@ T atomic_add(T* address, T value) {
     return old;
 }
 
-namespace host {
+namespace emulator {
 
 inline void check_aligned(const void* address, size_t bytes, const char* operation, Location where) {
     if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
@@ -117,37 +119,37 @@ inline void check_aligned(const void* address, size_t bytes, const char* operati
     }
 }
 
-}  // namespace host
+}  // namespace emulator
 
 template <int N, class T>
 Vec<std::remove_const_t<T>, N> load(T* address, Location where = Location::current()) {
     using V = Vec<std::remove_const_t<T>, N>;
-    host::check_aligned(address, sizeof(V), "load", where);
+    emulator::check_aligned(address, sizeof(V), "load", where);
     V result;
     for (int i = 0; i < N; ++i) result.data[i] = address[i];  // plain accesses: the sanitizers see them
     return result;
 }
 template <int N, class T>
 void store(T* address, const Vec<T, N>& value, Location where = Location::current()) {
-    host::check_aligned(address, sizeof(value), "store", where);
+    emulator::check_aligned(address, sizeof(value), "store", where);
     for (int i = 0; i < N; ++i) address[i] = value.data[i];
 }
 
 template <int Bytes>
 void copy_async(void* shared, const void* global, bool valid = true, Location where = Location::current()) {
     static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
-    host::check_aligned(shared, Bytes, "copy_async, shared side", where);
+    emulator::check_aligned(shared, Bytes, "copy_async, shared side", where);
     // Where it is not valid too: nothing says that a GPU, which takes the address, does not look at it.
-    host::check_aligned(global, Bytes, "copy_async, global side", where);
-    host::start_copy({shared, global, Bytes, valid, where});
+    emulator::check_aligned(global, Bytes, "copy_async, global side", where);
+    emulator::start_copy({shared, global, Bytes, valid, where});
 }
-inline void copy_async_commit() { host::commit_copies(); }
+inline void copy_async_commit() { emulator::commit_copies(); }
 template <int Groups>
 void copy_async_wait() {
-    host::wait_for_copies(Groups);
+    emulator::wait_for_copies(Groups);
 }
 
-namespace host {
+namespace emulator {
 
 // ldmatrix: lane 8·i + r holds the address of row r of matrix i; a row is 8 elements of 16 bits. Lane l gets
 // elements (l / 4, 2 (l % 4)) and the one after, of the matrix or of its transpose.
@@ -178,16 +180,16 @@ struct Fragments {
     uint32_t a[4], b[2];
 };
 
-}  // namespace host
+}  // namespace emulator
 
 template <int Count>
 void load_matrix(uint32_t (&registers)[Count], const void* row, Location where = Location::current()) {
-    host::load_matrix(registers, row, false, where);
+    emulator::load_matrix(registers, row, false, where);
 }
 template <int Count>
 void load_matrix_transposed(uint32_t (&registers)[Count], const void* row,
                             Location where = Location::current()) {
-    host::load_matrix(registers, row, true, where);
+    emulator::load_matrix(registers, row, true, where);
 }
 
 // d += a b with a (16, 16), b (16, 8), d (16, 8). In lane l, with g = l / 4 and t = l % 4:
@@ -197,15 +199,15 @@ void load_matrix_transposed(uint32_t (&registers)[Count], const void* row,
 template <class T>
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   Location where = Location::current()) {
-    host::Fragments own;
+    emulator::Fragments own;
     std::memcpy(own.a, a, sizeof(own.a));
     std::memcpy(own.b, b, sizeof(own.b));
-    static_assert(sizeof(own) <= host::Thread::kOperandBytes);
-    const std::byte* const* peers = host::exchange(&own, sizeof(own), kFullWarp, "multiply_add", where);
+    static_assert(sizeof(own) <= emulator::Thread::kOperandBytes);
+    const std::byte* const* peers = emulator::exchange(&own, sizeof(own), kFullWarp, "multiply_add", where);
     const int lane = thread_index() % kWarpSize, group = lane / 4, column = 2 * (lane % 4);
     for (int pair = 0; pair < 8; ++pair) {  // k = 2 pair, 2 pair + 1
         const int holder = pair % 4, upper = pair / 4;
-        host::Fragments rows, first_column, second_column;
+        emulator::Fragments rows, first_column, second_column;
         std::memcpy(&rows, peers[4 * group + holder], sizeof(rows));
         std::memcpy(&first_column, peers[4 * column + holder], sizeof(rows));
         std::memcpy(&second_column, peers[4 * (column + 1) + holder], sizeof(rows));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The small types of device code, the same on a GPU and on the host.
+// The small types of device code, the same on a GPU and emulated.
 #pragma once
 
 #include "common/types.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The GPU half of common/device.h.
+// The GPU half of cuda/device.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,8 +26,8 @@ inline void check_cuda(cudaError_t status, const char* call) {
     }
 }
 
-// What one kernel may have of a device's shared memory, beyond the 48 KiB that it has without asking. Neither limit
-// is an operation of a stream: both can be raised while a graph is captured.
+// What one kernel may have of a device's shared memory, beyond the 48 KiB that it has without asking. Neither
+// limit is an operation of a stream: both can be raised while a graph is captured.
 class SharedMemoryLimits {
   public:
     // For the current device; once is enough, also by several threads at the same time.
@@ -155,13 +155,14 @@ CK_DEVICE void load_matrix_transposed(uint32_t (&registers)[Count], const void* 
     }
 }
 
-// volatile as all operations of a whole warp are: the compiler must not move one into a branch that some lanes
-// do not take.
+// volatile as all operations of a whole warp are: the compiler must not move one into a branch that some
+// lanes do not take.
 template <class T>
 CK_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     if constexpr (kIsBFloat16<T>) {
         asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+            "%9}, "
             "{%0, %1, %2, %3};\n"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

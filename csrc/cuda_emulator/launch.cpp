@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "host/launch.h"
+#include "cuda_emulator/launch.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,23 +9,23 @@
 #include <thread>
 #include <vector>
 
-#include "common/device_types.h"
-#include "common/runtime.h"
-#include "host/block.h"
+#include "cuda/device_types.h"
+#include "cuda/runtime.h"
+#include "cuda_emulator/block.h"
 
-namespace ck::host {
+namespace ck::emulator {
 namespace {
 
 std::atomic<ThreadOrder> thread_order = ThreadOrder::ascending;
 
 // What every GPU of compute capability 8.0 and up allows.
-constexpr int kMostThreads = 1024;
+constexpr int kMaxThreads = 1024;
 
 void check(const Launch& launch) {
     const auto refuse = [&](const std::string& why) {
         throw KernelError("launch of " + launch.kernel + ": " + why);
     };
-    if (launch.threads < 1 || launch.threads > kMostThreads) {
+    if (launch.threads < 1 || launch.threads > kMaxThreads) {
         refuse("a block has 1 to 1024 threads, got " + std::to_string(launch.threads));
     }
     for (int axis = 0; axis < 3; ++axis) {
@@ -95,4 +95,4 @@ std::string kernel_name(const char* pretty_function) {
     return text.substr(begin, text.find_first_of(";]", begin) - begin);
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

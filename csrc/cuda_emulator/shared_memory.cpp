@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-#include "host/shared_memory.h"
+#include "cuda_emulator/shared_memory.h"
 
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
-#include "host/race_check.h"
+#include "cuda_emulator/race_check.h"
 
-namespace ck::host {
+namespace ck::emulator {
 namespace {
 
 constexpr size_t kAlignment = 128;
@@ -56,4 +56,4 @@ bool SharedMemory::contains(const void* address, size_t bytes) const {
     return false;
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // The device that kernels run on: its streams, its facts, and which one is current. runtime.cu asks CUDA;
-// host/runtime.cpp is this machine's CPU in its place.
+// cuda_emulator/runtime.cpp is this machine's CPU in its place.
 #pragma once
 
 #include <string>
 
 namespace ck {
 
-// A cudaStream_t. On the host there are no streams: null.
+// A cudaStream_t. Emulated, there are no streams: null.
 using Stream = void*;
 
-// Makes a device current for this thread, and the previous one when it goes. On the host the index is -1.
+// Makes a device current for this thread, and the previous one when it goes. Emulated, the index is -1.
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device);
@@ -30,7 +30,7 @@ int shared_memory_limit();
 // Why the kernels cannot run on a device (no driver, one too old, no code for it); empty when they can.
 std::string why_not(int device);
 
-// The CUDA version that the kernels were compiled with, as "13.0"; "host" on the host.
+// The CUDA version that the kernels were compiled with, as "13.0"; "emulated" in the emulator.
 std::string cuda_version();
 
 }  // namespace ck

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A block of threads on the host: each thread is a fiber, and they take turns. A thread runs until it has to
+// A block of threads: each thread is a fiber, and they take turns. A thread runs until it has to
 // wait for others, at a barrier or at an operation that a warp does together; whatever could hang or be
 // undefined on a GPU is an error that names the kernel and the line.
 #pragma once
@@ -12,10 +12,10 @@
 #include <string>
 #include <vector>
 
-#include "host/fiber.h"
-#include "host/shared_memory.h"
+#include "cuda_emulator/fiber.h"
+#include "cuda_emulator/shared_memory.h"
 
-namespace ck::host {
+namespace ck::emulator {
 
 using Location = std::source_location;
 
@@ -118,4 +118,4 @@ void start_copy(const PendingCopy& copy);
 void commit_copies();
 void wait_for_copies(int groups_left);
 
-}  // namespace ck::host
+}  // namespace ck::emulator

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-namespace ck::host {
+namespace ck::emulator {
 
 class Fiber {
   public:
@@ -38,4 +38,4 @@ class Fiber {
     size_t resumer_stack_size_ = 0;
 };
 
-}  // namespace ck::host
+}  // namespace ck::emulator

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "host/block.h"
+#include "cuda_emulator/block.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -7,9 +7,9 @@
 #include <map>
 #include <utility>
 
-#include "host/race_check.h"
+#include "cuda_emulator/race_check.h"
 
-namespace ck::host {
+namespace ck::emulator {
 namespace {
 
 thread_local Thread* running = nullptr;
@@ -231,4 +231,4 @@ void Block::report(const std::string& problem) const {
                       "): " + problem);
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

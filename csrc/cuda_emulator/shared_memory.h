@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-namespace ck::host {
+namespace ck::emulator {
 
 class SharedMemory {
   public:
@@ -39,4 +39,4 @@ class SharedMemory {
     std::vector<Fixed> fixed_;
 };
 
-}  // namespace ck::host
+}  // namespace ck::emulator

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The device runtime: the one vocabulary that .cu files are written in. nvcc gives it its GPU half, any other
-// compiler the host half, which runs a block's threads as fibers, so that the same kernels run in tests
-// without a GPU and mistakes that a GPU would hide are reported (csrc/host).
+// compiler the emulated half, which runs a block's threads as fibers, so that the same kernels run in tests
+// without a GPU and mistakes that a GPU would hide are reported (csrc/cuda_emulator).
 //
 // Rules for .cu files: no <<<>>>, no CUDA builtins, no inline PTX, no CUDA headers; only what is here.
 //
@@ -39,16 +39,16 @@
 //   to_float from_float<T> unpack<T> pack<T>
 //       conversions, rounded to nearest even
 //
-// The initial value of shared memory is undefined; on the host it is NaN.
+// The initial value of shared memory is undefined; emulated, it is NaN.
 #pragma once
 
-#include "common/device_types.h"
-#include "common/runtime.h"
+#include "cuda/device_types.h"
+#include "cuda/runtime.h"
 
 #if defined(__CUDACC__)
-#include "common/device_nvcc.h"
+#include "cuda/device_nvcc.h"
 #else
-#include "host/device_host.h"
+#include "cuda_emulator/device_emulated.h"
 #endif
 
 namespace ck {

@@ -7,19 +7,20 @@
 
 #include <cstddef>
 
-#include "common/runtime.h"
 #include "context_aggregation/params.h"
+#include "cuda/runtime.h"
 
 namespace ck::cuda {
 
 // The bytes of shared memory that a block needs.
-size_t mix_forward_shared_memory(const MixShape& shape, DType dtype);
-void mix_forward(const MixForward& params, DType dtype, Stream stream);
+size_t context_aggregation_forward_shared_memory(const ContextAggregationShape& shape, DType dtype);
+void context_aggregation_forward(const ContextAggregationForward& params, DType dtype, Stream stream);
 
-size_t mix_backward_shared_memory(const MixShape& shape, DType dtype);
-size_t mix_backward_workspace(const MixShape& shape, DType dtype, bool local_gradient);
+size_t context_aggregation_backward_shared_memory(const ContextAggregationShape& shape, DType dtype);
+size_t context_aggregation_backward_workspace(const ContextAggregationShape& shape, DType dtype,
+                                              bool local_gradient);
 // With `local` both of whose pointers are null, the gradients of the local weight and bias are not computed.
-void mix_backward(const MixBackward& params, const LocalGradient& local, void* workspace, DType dtype,
-                  Stream stream);
+void context_aggregation_backward(const ContextAggregationBackward& params, const LocalGradient& local,
+                                  void* workspace, DType dtype, Stream stream);
 
 }  // namespace ck::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "host/fiber.h"
+#include "cuda_emulator/fiber.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,7 +9,7 @@
 #include <new>
 
 #if !defined(__x86_64__)
-#error "the host runtime switches stacks on x86-64 only"
+#error "the emulator switches stacks on x86-64 only"
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -46,7 +46,7 @@ ck_switch_stack:
 .size ck_switch_stack, .-ck_switch_stack
 )");
 
-namespace ck::host {
+namespace ck::emulator {
 namespace {
 
 // AddressSanitizer's red zones make frames several times larger.
@@ -129,4 +129,4 @@ void Fiber::leave([[maybe_unused]] bool for_good) {
 #endif
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "common/device_types.h"
+#include "cuda/device_types.h"
 
 namespace ck {
 
@@ -26,7 +26,7 @@ inline float to_float(Half value) {
     return value.bits & 0x8000 ? -magnitude : magnitude;
 }
 
-namespace host {
+namespace emulator {
 
 inline uint16_t bfloat16_bits(float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -49,7 +49,7 @@ inline uint16_t half_bits(float value) {
     return static_cast<uint16_t>(sign | (rounded - (112u << 23)) >> 13);
 }
 
-}  // namespace host
+}  // namespace emulator
 
 // Two elements of 16 bits in one register; the first is in the low half.
 template <class T>
@@ -59,9 +59,9 @@ Float2 unpack(uint32_t pair) {
 template <class T>
 uint32_t pack(float first, float second) {
     if constexpr (kIsBFloat16<T>) {
-        return host::bfloat16_bits(first) | static_cast<uint32_t>(host::bfloat16_bits(second)) << 16;
+        return emulator::bfloat16_bits(first) | static_cast<uint32_t>(emulator::bfloat16_bits(second)) << 16;
     } else {
-        return host::half_bits(first) | static_cast<uint32_t>(host::half_bits(second)) << 16;
+        return emulator::half_bits(first) | static_cast<uint32_t>(emulator::half_bits(second)) << 16;
     }
 }
 

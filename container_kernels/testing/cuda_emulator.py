@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import _extension
-from ..ops.dispatch.backend import cuda_on_host
+from ..ops.dispatch.backend import cuda_emulated
 
 ORDERS = ("ascending", "descending")
 
@@ -13,7 +13,7 @@ _order = "ascending"
 
 
 @contextmanager
-def run_cuda_on_host(*, order: str = "ascending") -> Iterator[None]:
+def emulate_cuda(*, order: str = "ascending") -> Iterator[None]:
     """Inside the `with` block `backend="cuda"` takes CPU tensors and runs the CUDA kernels on this machine's processor.
 
     Slow, and for tests: reads of shared memory that nothing was written to give NaN, and a barrier or a wait that is
@@ -32,11 +32,11 @@ def run_cuda_on_host(*, order: str = "ascending") -> Iterator[None]:
     global _order
     if order not in ORDERS:
         raise ValueError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
-    module = _extension.load_cuda_host()
+    module = _extension.load_cuda_emulator()
     previous, _order = _order, order
     module.set_thread_order(order)
     try:
-        with cuda_on_host():
+        with cuda_emulated():
             yield
     finally:
         _order = previous

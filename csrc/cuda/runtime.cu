@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <cuda_runtime.h>
 
-#include "common/device.h"
-#include "common/runtime.h"
+#include "cuda/device.h"
+#include "cuda/runtime.h"
 
 namespace ck {
 namespace {
@@ -28,8 +28,8 @@ __global__ void probe() {}
 
 }  // namespace
 
-// Always: this runtime is linked in and not the one that torch sets devices through, so what it believes to be
-// current need not be.
+// Always: this runtime is linked in and not the one that torch sets devices through, so what it believes to
+// be current need not be.
 DeviceGuard::DeviceGuard(int device) : previous_(current_device()) {
     check_cuda(cudaSetDevice(device), "cudaSetDevice");
 }
@@ -44,12 +44,14 @@ void SharedMemoryLimits::raise(const void* kernel) {
     const int device = current_device();
     const bool is_noted = device < kNotedDevices;
     if (is_noted && raised_[device].load(std::memory_order_acquire)) return;
-    // The most there is rather than what this launch needs: a kernel has one such attribute, which another thread
-    // would set to less before this launch.
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()),
-               "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
-    // The most again: kernels are designed for several blocks per multiprocessor, which its shared memory has to hold,
-    // and copy past L1. One value for all of them, since a multiprocessor may have to be idle to change it.
+    // The most there is rather than what this launch needs: a kernel has one such attribute, which another
+    // thread would set to less before this launch.
+    check_cuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory_limit()),
+        "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)");
+    // The most again: kernels are designed for several blocks per multiprocessor, which its shared memory has
+    // to hold, and copy past L1. One value for all of them, since a multiprocessor may have to be idle to
+    // change it.
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                     cudaSharedmemCarveoutMaxShared),
                "cudaFuncSetAttribute(PreferredSharedMemoryCarveout)");

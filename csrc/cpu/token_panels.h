@@ -14,7 +14,7 @@ constexpr int kUnitBlock = 128;
 // depends on the shape alone.
 template <class A>
 struct TokenTasks {
-    Parts<A> panels, blocks;
+    Blocks<A> panels, blocks;
     int64_t count, most_panels, groups;
 
     // The panels of a task share what it reads of the weights: two of them if all weights, so many bytes, are

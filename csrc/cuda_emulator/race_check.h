@@ -8,7 +8,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-namespace ck::host {
+namespace ck::emulator {
 
 // What this thread did so far comes before whatever follows an order_after with the same token.
 inline void order_before([[maybe_unused]] void* token) {
@@ -22,4 +22,4 @@ inline void order_after([[maybe_unused]] void* token) {
 #endif
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

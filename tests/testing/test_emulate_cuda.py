@@ -1,10 +1,10 @@
-"""run_cuda_on_host: when "cuda" takes CPU tensors, the order of the threads, and what the compiler makes of it."""
+"""emulate_cuda: when "cuda" takes CPU tensors, the order of the threads, and what the compiler makes of it."""
 
 import pytest
 import torch
 
 from container_kernels import _extension, context_aggregation, local_aggregation, use_backend
-from container_kernels.testing import run_cuda_on_host
+from container_kernels.testing import emulate_cuda
 
 X = torch.randn(1, 5, 6, 4)
 WEIGHT = torch.randn(4, 3, 3)
@@ -18,12 +18,12 @@ def orders(monkeypatch):
     class Module:
         set_thread_order = staticmethod(told.append)
 
-    monkeypatch.setattr(_extension, "load_cuda_host", lambda: Module)
+    monkeypatch.setattr(_extension, "load_cuda_emulator", lambda: Module)
     return told
 
 
 def refuses_cpu_tensors():
-    with pytest.raises(RuntimeError, match=r"CPU tensors only inside container_kernels\.testing\.run_cuda_on_host\(\)"):
+    with pytest.raises(RuntimeError, match=r"CPU tensors only inside container_kernels\.testing\.emulate_cuda\(\)"):
         local_aggregation(X, WEIGHT, backend="cuda")
     return True
 
@@ -31,7 +31,7 @@ def refuses_cpu_tensors():
 def test_only_inside_and_only_when_asked_for():
     assert refuses_cpu_tensors()
     expected = local_aggregation(X, WEIGHT, backend="reference")
-    with run_cuda_on_host(), torch.profiler.profile(acc_events=True) as profile:
+    with emulate_cuda(), torch.profiler.profile(acc_events=True) as profile:
         torch.testing.assert_close(local_aggregation(X, WEIGHT, backend="cuda"), expected)
         with use_backend("cuda"):
             torch.testing.assert_close(local_aggregation(X, WEIGHT), expected)
@@ -45,15 +45,15 @@ def test_only_inside_and_only_when_asked_for():
 
 
 def test_order_nests_and_is_restored(orders):
-    with run_cuda_on_host(order="descending"):
-        with run_cuda_on_host():
+    with emulate_cuda(order="descending"):
+        with emulate_cuda():
             assert orders == ["descending", "ascending"]
         assert orders[2:] == ["descending"]
     assert orders[3:] == ["ascending"]
 
 
 def test_an_error_inside_restores(orders):
-    with pytest.raises(KeyError), run_cuda_on_host(order="descending"):
+    with pytest.raises(KeyError), emulate_cuda(order="descending"):
         raise KeyError
     assert orders == ["descending", "ascending"]
     assert refuses_cpu_tensors()
@@ -61,7 +61,7 @@ def test_an_error_inside_restores(orders):
 
 def test_unknown_order(orders):
     message = "order: expected one of ascending, descending, got 'random'"
-    with pytest.raises(ValueError, match=message), run_cuda_on_host(order="random"):
+    with pytest.raises(ValueError, match=message), emulate_cuda(order="random"):
         pass
     assert not orders
 
@@ -70,8 +70,8 @@ def test_a_build_that_failed_is_an_error(monkeypatch):
     def fail():
         raise RuntimeError("kernel.cu:1: error: expected a kernel")
 
-    monkeypatch.setattr(_extension, "load_cuda_host", fail)
-    with pytest.raises(RuntimeError, match="expected a kernel"), run_cuda_on_host():
+    monkeypatch.setattr(_extension, "load_cuda_emulator", fail)
+    with pytest.raises(RuntimeError, match="expected a kernel"), emulate_cuda():
         pass
     assert refuses_cpu_tensors()
 
@@ -84,7 +84,7 @@ def test_compiles_without_a_break_and_is_guarded_on(fresh_compiler):
         return local_aggregation(x, weight, backend="cuda")
 
     weight = WEIGHT.clone().requires_grad_()
-    with run_cuda_on_host():
+    with emulate_cuda():
         out = aggregate(X, weight)
         out.sum().backward()
     torch.testing.assert_close(out, local_aggregation(X, WEIGHT, backend="reference"))
@@ -105,7 +105,7 @@ def test_one_graph_serves_rows_of_any_length(fresh_compiler):
     def aggregate(v):
         return context_aggregation(v, v, v, backend="cuda")
 
-    with run_cuda_on_host():
+    with emulate_cuda():
         for tokens in (6, 12, 20):
             v = torch.randn(2, tokens, 3, 8)
             torch.testing.assert_close(aggregate(v), context_aggregation(v, v, v, backend="reference"))

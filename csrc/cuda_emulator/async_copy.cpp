@@ -3,9 +3,9 @@
 // is NaN.
 #include <cstring>
 
-#include "host/block.h"
+#include "cuda_emulator/block.h"
 
-namespace ck::host {
+namespace ck::emulator {
 
 void start_copy(const PendingCopy& copy) {
     Thread& thread = current();
@@ -40,4 +40,4 @@ void wait_for_copies(int groups_left) {
     }
 }
 
-}  // namespace ck::host
+}  // namespace ck::emulator

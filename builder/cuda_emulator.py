@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The CUDA kernels as a program of this machine's processor, for tests without a GPU.
 
-The .cu files are compiled as C++; csrc/host stands for the device. Nothing of this belongs to an install: it is
-built when a test asks for it, and kept in the build folder.
+The .cu files are compiled as C++; csrc/cuda_emulator stands for the device. Nothing of this belongs to an install:
+it is built when a test asks for it, and kept in the build folder.
 """
 
 import shlex
@@ -14,11 +14,11 @@ from .graph import Step, compilation, locked, run_steps
 from .project import BUILD_DIR, MODULE_SUFFIX, ROOT, SOURCES, env
 
 # -O1: a kernel runs for milliseconds, so that -O2 costs more of a test's time than it gains.
-CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread", "-DCK_HOST"]
+CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-pthread", "-DCK_EMULATED"]
 # As nvcc does, a · b + c in one rounding: a difference of the product and what it was rounded to is then not zero.
 FUSED_MULTIPLY_ADD = ["-mfma", "-ffp-contract=fast", "-fexpensive-optimizations"]
 DEBUG_FLAGS = ["-g", "-fno-omit-frame-pointer"]
-# Sanitizer -> what kernels, and what the host runtime are compiled with. ThreadSanitizer is to see the accesses of the
+# Sanitizer -> what kernels, and what the emulator is compiled with. ThreadSanitizer is to see the accesses of the
 # kernels alone: threads that take turns share the runtime's own notes on purpose.
 SANITIZERS = {
     None: ([], []),
@@ -28,18 +28,18 @@ SANITIZERS = {
 
 
 def build_module() -> Path:
-    """Build `_C_cuda_host` and return its path.
+    """Build `_C_cuda_emulator` and return its path.
 
     Raises:
         CannotBuild: the text says why.
     """
-    folder = BUILD_DIR / "cuda_host"
+    folder = BUILD_DIR / "cuda_emulator"
     sources = [SOURCES / "bindings_cuda.cpp", *kernel_sources()]
-    return _build(folder, sources, None, ["-shared"], folder / f"_C_cuda_host{MODULE_SUFFIX}")
+    return _build(folder, sources, None, ["-shared"], folder / f"_C_cuda_emulator{MODULE_SUFFIX}")
 
 
 def build_program(name: str, sources: list[Path], sanitizer: str | None = None) -> Path:
-    """Build a program of our own kernels or those of a test on the host runtime, and return its path.
+    """Build a program of our own kernels or those of a test on the emulator, and return its path.
 
     Args:
         name: of the program.
@@ -55,12 +55,12 @@ def build_program(name: str, sources: list[Path], sanitizer: str | None = None) 
 
 
 def kernel_sources() -> list[Path]:
-    return [*SOURCES.glob("**/cuda/*.cu")]
+    return [*SOURCES.glob("*/cuda/*.cu")]
 
 
 def _build(folder: Path, sources: list[Path], sanitizer: str | None, link_flags: Command, output: Path) -> Path:
     kernel_flags, runtime_flags = SANITIZERS[sanitizer]
-    runtime = [*SOURCES.glob("host/*.cpp")]
+    runtime = [*SOURCES.glob("cuda_emulator/*.cpp")]
     with locked(folder):
         compiler = find_compiler()
         fused = FUSED_MULTIPLY_ADD if _processor_has("fma") else []

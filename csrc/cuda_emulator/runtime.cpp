@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // This machine's CPU in the place of a device.
-#include "common/runtime.h"
+#include "cuda/runtime.h"
 
 namespace ck {
 
@@ -15,6 +15,6 @@ int shared_memory_limit() { return 163 * 1024; }
 
 std::string why_not(int) { return ""; }
 
-std::string cuda_version() { return "host"; }
+std::string cuda_version() { return "emulated"; }
 
 }  // namespace ck
