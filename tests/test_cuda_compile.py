@@ -35,9 +35,9 @@ BUDGET = {
     r"wide_(forward|backward_weight)_kernel<.*>": 96,  # windows up to 11×11: 5 blocks of 128 threads
     r"sum_partials_kernel": 64,  # 4 blocks of 256 threads
     r"merge_statistics_kernel": 64,  # 4 blocks of 256 threads
-    r"mix_forward_kernel<(BFloat16|Half), (32|64)>": 128,  # 2 blocks of 256 threads, 8 of 64
-    r"mix_forward_kernel<32>": 128,  # float32
-    r"mix_forward_kernel<.*>": 255,
+    r"context_aggregation_forward_kernel<(BFloat16|Half), (32|64)>": 128,  # 2 blocks of 256 threads, 8 of 64
+    r"context_aggregation_forward_kernel<32>": 128,  # float32
+    r"context_aggregation_forward_kernel<.*>": 255,
     r"backward_kernel<\w+, (32|64)>": 128,  # 1 block of 512 threads, or as many smaller ones as that
     r"backward_kernel<.*>": 255,
     r"sum_over_batch": 64,
@@ -49,16 +49,20 @@ BUDGET = {
 INSTRUCTIONS = {
     r"forward_kernel<.*, true>": (r"LDGSTS\..*\.128", r"STG\..*128"),
     r"backward_weight_kernel<.*, true>": (r"LDGSTS\..*\.128",),
-    r"(mix_forward|backward)_kernel<BFloat16, \d+>": (r"LDGSTS\..*\.128", r"HMMA\.16816\.F32\.BF16", r"LDSM\."),
-    r"(mix_forward|backward)_kernel<Half, \d+>": (r"LDGSTS\..*\.128", r"HMMA\.16816\.F32$", r"LDSM\."),
-    r"mix_forward_kernel<\d+>": (r"LDGSTS\..*\.128", r"FFMA"),
+    r"(context_aggregation_forward|backward)_kernel<BFloat16, \d+>": (
+        r"LDGSTS\..*\.128",
+        r"HMMA\.16816\.F32\.BF16",
+        r"LDSM\.",
+    ),
+    r"(context_aggregation_forward|backward)_kernel<Half, \d+>": (r"LDGSTS\..*\.128", r"HMMA\.16816\.F32$", r"LDSM\."),
+    r"context_aggregation_forward_kernel<\d+>": (r"LDGSTS\..*\.128", r"FFMA"),
     r"backward_kernel<\w+, \d+>": (r"LDGSTS\..*\.128", r"STG\..*128", r"FFMA"),
 }
 # Kernels that shall have at most so many instructions for each of the others: a vote instead of shuffles is there; the
 # mix's backward has its windows from shared memory, so that few loads of global memory are left beside the copies; and
 # rows are copied in batches, in front of each of which ptxas places three loads of nothing.
 RATIOS = {
-    r"mix_forward_kernel<.*>": ((r"SHFL", 75, r"VOTE"), (r"LDS RZ", 2, r"LDGSTS")),
+    r"context_aggregation_forward_kernel<.*>": ((r"SHFL", 75, r"VOTE"), (r"LDS RZ", 2, r"LDGSTS")),
     r"backward_kernel<\w+, \d+>": ((r"LDG\.", 1, r"LDGSTS"), (r"LDS RZ", 2, r"LDGSTS")),
 }
 ARCHS = ("80", "90a", "100", "120")

@@ -64,7 +64,7 @@ class MixCase(Case):
 
 
 @dataclass(frozen=True)
-class DepthwiseCase(Case):
+class LocalAggregationCase(Case):
     """Forward, without and with statistics, and weight gradient of a batch of 32 images."""
 
     height: int
@@ -157,4 +157,4 @@ class NormCase(Case):
         statistics.gradient(out, grad_out, gamma, first, second, total=total)
 
 
-CASE_TYPES = {kind.__name__: kind for kind in (MixCase, DepthwiseCase, ProductCase, NormCase)}
+CASE_TYPES = {kind.__name__: kind for kind in (MixCase, LocalAggregationCase, ProductCase, NormCase)}

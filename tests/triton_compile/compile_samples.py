@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from compile_cases import SHARED_MEMORY, Case, DepthwiseCase, MixCase, NormCase, ProductCase
+from compile_cases import SHARED_MEMORY, Case, LocalAggregationCase, MixCase, NormCase, ProductCase
 
 CAPABILITIES = tuple(SHARED_MEMORY)
 DTYPES = ("bfloat16", "float16", "float32", "tf32")
@@ -66,9 +66,9 @@ def branches() -> list[Case]:
             mix(capability, "bfloat16", (197, 1), 64),
             mix(capability, "bfloat16", (197, 1), 64, dense=True),
             mix(capability, "bfloat16", (14, 14), 32, 11),
-            DepthwiseCase(capability, "bfloat16", 56, 56, 64, (5, 5)),
-            DepthwiseCase(capability, "bfloat16", 14, 14, 64, (11, 11)),
-            DepthwiseCase(capability, "float32", 14, 14, 64, (9, 3)),
+            LocalAggregationCase(capability, "bfloat16", 56, 56, 64, (5, 5)),
+            LocalAggregationCase(capability, "bfloat16", 14, 14, 64, (11, 11)),
+            LocalAggregationCase(capability, "float32", 14, 14, 64, (9, 3)),
             ProductCase(capability, "bfloat16", *PRODUCTS[0]),
             ProductCase(capability, "float16", *PRODUCTS[1], full=False),
             ProductCase(capability, "bfloat16", *PRODUCTS[2]),
@@ -84,21 +84,21 @@ def branches() -> list[Case]:
         *cases,
         mix(80, "float16", (3, 3), 20, 3),
         mix(90, "bfloat16", (20, 20), 256),
-        DepthwiseCase(80, "float32", 14, 14, 64, (7, 7)),
+        LocalAggregationCase(80, "float32", 14, 14, 64, (7, 7)),
     ]
 
 
 def random_case(draw: random.Random, capability: int, dtype: str) -> Case:
     """Anything that may be asked for: sizes over orders of magnitude, odd ones as likely as even ones."""
-    kind = draw.choices((MixCase, DepthwiseCase, ProductCase, NormCase), weights=(5, 2, 3, 0.5))[0]
+    kind = draw.choices((MixCase, LocalAggregationCase, ProductCase, NormCase), weights=(5, 2, 3, 0.5))[0]
     size = lambda most: draw.choice((draw.randint(1, most), 8 * draw.randint(1, most // 8)))  # noqa: E731
     if kind is MixCase:
         grid = draw.choice(GRIDS)
         window, dense = draw.choice(WINDOWS), draw.random() < 0.3
         return MixCase(capability, dtype, *grid, size(256), draw.choice((1, 3, 4, 10)), window, dense)
-    if kind is DepthwiseCase:
+    if kind is LocalAggregationCase:
         window = draw.choice(WINDOWS[1:])
-        return DepthwiseCase(capability, dtype, draw.randint(1, 60), draw.randint(1, 60), size(320), window)
+        return LocalAggregationCase(capability, dtype, draw.randint(1, 60), draw.randint(1, 60), size(320), window)
     if kind is ProductCase:
         most = draw.choice((32, 64, 128, 600))
         channels = size(most)
@@ -131,8 +131,8 @@ def network_cases(capability: int) -> Iterator[Case]:
             yield ProductCase(capability, dtype, *sizes, full=(index + gpu + dtype_index) % 2 == 0)
         if dtype != "tf32":
             for window in (1, 3, 5, 7):
-                yield DepthwiseCase(capability, dtype, 14, 14, 64, (window, window))
-                yield DepthwiseCase(capability, dtype, 14, 14, 40, (window, window))
+                yield LocalAggregationCase(capability, dtype, 14, 14, 64, (window, window))
+                yield LocalAggregationCase(capability, dtype, 14, 14, 40, (window, window))
             for channels in (64, 320, 37):
                 yield NormCase(capability, dtype, channels)
 

@@ -7,7 +7,7 @@ held to.
 from collections.abc import Iterable, Sequence
 
 import pytest
-from compile_cases import SHARED_MEMORY, Case, DepthwiseCase, MixCase, NormCase, ProductCase
+from compile_cases import SHARED_MEMORY, Case, LocalAggregationCase, MixCase, NormCase, ProductCase
 from compile_samples import CAPABILITIES, branches, exhaustive, random_cases
 from triton_versions import INSTALLED, OTHERS, compile_elsewhere
 
@@ -39,7 +39,7 @@ def faults(case: Case, kernels: list[dict]) -> Iterable[str]:
             yield f"no 128-bit loads: {kernel}"
         if isinstance(case, ProductCase) and case.aligned and not kernel["wide_loads"]:
             yield f"no 128-bit loads: {kernel}"
-        if isinstance(case, DepthwiseCase) and case.channels % 16 == 0 and kernel["narrow_loads"]:
+        if isinstance(case, LocalAggregationCase) and case.channels % 16 == 0 and kernel["narrow_loads"]:
             yield f"less than two channels a load: {kernel}"
 
 
@@ -59,7 +59,7 @@ def wrong_launches(case: Case, names: list[str]) -> Iterable[str]:
             ["forward_tiled_kernel", "backward_row_kernel"],
             ["forward_tiled_kernel", "backward_query_kernel", "backward_key_kernel"],
         )
-    elif isinstance(case, DepthwiseCase):
+    elif isinstance(case, LocalAggregationCase):
         wide = "wide_" if max(case.window) > 7 else ""
         right = names == [f"{wide}forward_kernel", f"{wide}forward_kernel", MERGE, f"{wide}backward_weight_kernel"]
     elif isinstance(case, ProductCase):
@@ -126,5 +126,5 @@ def test_samples_reach_every_gpu_dtype_and_op():
         assert {(case.capability, case.dtype) for case in sample} >= {
             (capability, dtype) for capability in SHARED_MEMORY for dtype in ("bfloat16", "float32")
         }
-        assert {type(case) for case in sample} >= {MixCase, DepthwiseCase, ProductCase}
+        assert {type(case) for case in sample} >= {MixCase, LocalAggregationCase, ProductCase}
     assert random_cases(SAMPLE, seed=0) == random_cases(SAMPLE, seed=0) != random_cases(SAMPLE, seed=1)

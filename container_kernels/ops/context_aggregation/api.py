@@ -10,8 +10,8 @@ from ..common.tensors import accumulation_dtype
 from ..common.validation import check_tensor
 from ..dispatch import autocast
 from ..dispatch.backend import choose
-from ..local_aggregation.autograd import local_forward
-from .autograd import as_image, mix_forward
+from ..local_aggregation.autograd import local_aggregation_forward
+from .autograd import as_image, context_aggregation_forward
 from .backends import why_not
 from .inputs import MixArguments
 from .reference import context_aggregation_reference
@@ -129,14 +129,14 @@ def _context_aggregation(
     height, width = (0, 0) if local_weight is None else grid_size
     alpha = _per_head(alpha, v, dtype)
     inputs = MixArguments(q, k, v, alpha, local_weight, local_bias, affinity, height, width, scale)
-    return mix_forward(chosen, inputs, packed)
+    return context_aggregation_forward(chosen, inputs, packed)
 
 
 def _static(chosen: str, v, local_weight, local_bias, affinity, grid_size) -> Tensor:
     """static(v) alone: local aggregation is an op of its own, a dense affinity one matrix product of the library."""
     out = None
     if local_weight is not None:
-        out = local_forward(chosen, as_image(v, grid_size), local_weight, local_bias).view(v.shape)
+        out = local_aggregation_forward(chosen, as_image(v, grid_size), local_weight, local_bias).view(v.shape)
     if affinity is not None:
         dense = torch.einsum("mij,bjmd->bimd", affinity.to(v.dtype), v)
         out = dense if out is None else out + dense

@@ -15,7 +15,7 @@ from .schema import WITH_LOCAL_GRADIENT
 NUMBERS = sum(kind in (int, float) for kind in get_type_hints(MixArguments).values())
 
 
-def mix_forward(backend: str, inputs: MixArguments, packed: Tensor | None) -> Tensor:
+def context_aggregation_forward(backend: str, inputs: MixArguments, packed: Tensor | None) -> Tensor:
     """Differentiable alpha · softmax(scale q kᵀ) v + static(v) on `backend`.
 
     `packed`: the projection (B, N, 3, M, D) whose slices q, k and v are, if they are.

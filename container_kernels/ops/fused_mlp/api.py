@@ -8,7 +8,7 @@ from ..common.tensors import converted
 from ..common.tokens import as_tokens, zeros_for_bias
 from ..dispatch import autocast
 from ..dispatch.backend import choose
-from .autograd import mlp_forward
+from .autograd import fused_mlp_forward
 from .backends import COMPILED, why_not
 from .reference import fused_mlp_reference
 from .validation import validate
@@ -69,5 +69,5 @@ def fused_mlp(
         return fused_mlp_reference(x, w1, b1, w2, b2, residual, sample_scale)
     b1, b2 = zeros_for_bias(b1, x, w1.shape[0]), zeros_for_bias(b2, x, w2.shape[0])
     sample_scale = None if sample_scale is None else sample_scale.to(b1.dtype)
-    out = mlp_forward(chosen, as_tokens(x), w1, b1, w2, b2, sample_scale, residual)
+    out = fused_mlp_forward(chosen, as_tokens(x), w1, b1, w2, b2, sample_scale, residual)
     return out.view(*x.shape[:-1], w2.shape[0])

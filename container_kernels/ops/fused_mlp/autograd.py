@@ -10,7 +10,7 @@ from .backends import COMPILED
 from .reference import fused_mlp_reference
 
 
-def mlp_forward(
+def fused_mlp_forward(
     backend: str,
     x: Tensor,
     w1: Tensor,

@@ -14,7 +14,7 @@ from ..common.tensors import accumulation_dtype
 from ..dispatch import autocast
 from ..dispatch.backend import choose
 from ..statistics import square_sum
-from .autograd import local_forward, local_forward_with_statistics
+from .autograd import local_aggregation_forward, local_aggregation_forward_with_moments
 from .backends import why_not
 from .reference import local_aggregation_reference, local_aggregation_with_statistics_reference
 from .validation import validate
@@ -51,7 +51,7 @@ def local_aggregation(
         TypeError: an argument is not a floating-point tensor.
         RuntimeError: the backend asked for cannot serve this call; the message says why.
     """
-    return _aggregate(x, weight, bias, residual, backend, local_forward, local_aggregation_reference)
+    return _aggregate(x, weight, bias, residual, backend, local_aggregation_forward, local_aggregation_reference)
 
 
 def local_aggregation_with_moments(
@@ -83,7 +83,7 @@ def local_aggregation_with_moments(
     """
     return _aggregate(
         x, weight, bias, residual, backend,
-        local_forward_with_statistics, local_aggregation_with_statistics_reference,
+        local_aggregation_forward_with_moments, local_aggregation_with_statistics_reference,
     )  # fmt: skip
 
 

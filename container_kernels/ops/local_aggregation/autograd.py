@@ -9,12 +9,12 @@ from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
 
 
-def local_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def local_aggregation_forward(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Differentiable local aggregation on `backend`; weight and bias in the accumulation dtype."""
     return operator_of("local_aggregation_forward", backend)(x, weight, bias)
 
 
-def local_forward_with_statistics(
+def local_aggregation_forward_with_moments(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the sums of the output and of its squared deviations from the mean over all pixels."""
@@ -36,7 +36,7 @@ def _register(backend: str) -> None:
         need_x, need_weight, need_bias = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = None
         if need_x:
-            grad_x = local_forward(backend, grad_out, weight.flip(1, 2), None)
+            grad_x = local_aggregation_forward(backend, grad_out, weight.flip(1, 2), None)
         if need_weight or need_bias:
             grad_weight, grad_bias = local_weight_gradient(backend, grad_out, x, *weight.shape[1:])
         return grad_x, grad_weight if need_weight else None, grad_bias if need_bias else None
@@ -53,8 +53,8 @@ def _register(backend: str) -> None:
     # The weight gradient is linear in each of its inputs, so its own derivatives are local aggregations again.
     def double_backward(ctx, of_grad_weight, of_grad_bias):
         grad_out, x = ctx.saved_tensors
-        of_grad_out = local_forward(backend, x, of_grad_weight, of_grad_bias)
-        of_x = local_forward(backend, grad_out, of_grad_weight.flip(1, 2), None)
+        of_grad_out = local_aggregation_forward(backend, x, of_grad_weight, of_grad_bias)
+        of_x = local_aggregation_forward(backend, grad_out, of_grad_weight.flip(1, 2), None)
         return of_grad_out, of_x, None, None
 
     for name, formula, save in (

@@ -15,7 +15,7 @@ from ..common.tokens import as_tokens, zeros_for_bias
 from ..dispatch import autocast
 from ..dispatch.backend import choose
 from ..statistics import square_sum
-from .autograd import projection_forward, projection_forward_with_statistics
+from .autograd import projection_forward, projection_forward_with_moments
 from .backends import COMPILED, why_not
 from .reference import projection_reference, projection_with_statistics_reference
 from .validation import validate
@@ -87,7 +87,7 @@ def projection_with_moments(
     """
     return _project(
         x, weight, bias, residual, sample_scale, backend,
-        projection_forward_with_statistics, projection_with_statistics_reference,
+        projection_forward_with_moments, projection_with_statistics_reference,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ def projection_forward(
     return operator_of("projection_forward", backend)(x, weight, bias, residual, sample_scale)
 
 
-def projection_forward_with_statistics(
+def projection_forward_with_moments(
     backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the sums of the output and of its squared deviations from the mean over all tokens."""

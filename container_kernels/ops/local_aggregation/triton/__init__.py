@@ -10,14 +10,14 @@ from ...common.triton_primitives import device_of, tap_major
 from ...statistics import triton_partials
 from . import config as configs
 from .backward import backward_weight_kernel
-from .config import DepthwiseConfig
+from .config import LocalConfig
 from .forward import forward_kernel
 from .wide import wide_backward_weight_kernel, wide_forward_kernel
 
-__all__ = ["DepthwiseConfig", "backward_weight", "forward", "forward_with_statistics"]
+__all__ = ["LocalConfig", "backward_weight", "forward", "forward_with_statistics"]
 
 
-def tiles(config: DepthwiseConfig) -> dict:
+def tiles(config: LocalConfig) -> dict:
     """The constexpr and launch arguments that all kernels take."""
     return {
         "COLUMNS": config.columns,
@@ -57,7 +57,7 @@ def _forward(
     window = (kernel_h, kernel_w) if wide else ()
     kernel = wide_forward_kernel if wide else forward_kernel
 
-    def options(config: DepthwiseConfig) -> dict:
+    def options(config: LocalConfig) -> dict:
         return tiles(config) if wide else tiles(config) | {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
 
     candidates = configs.forward_config(images, height, width, num_channels, kernel_h * kernel_w)
@@ -84,7 +84,7 @@ def backward_weight(grad_out: Tensor, x: Tensor, *, grad_weight: Tensor, grad_bi
     window = (kernel_h, kernel_w) if wide else ()
     kernel = wide_backward_weight_kernel if wide else backward_weight_kernel
 
-    def options(config: DepthwiseConfig) -> dict:
+    def options(config: LocalConfig) -> dict:
         return tiles(config) if wide else tiles(config) | {"KERNEL_H": kernel_h, "KERNEL_W": kernel_w}
 
     candidates = configs.backward_config(images, width, num_channels, kernel_h * kernel_w)

@@ -10,7 +10,7 @@ WANTED_PROGRAMS = 512
 
 
 @dataclass(frozen=True)
-class DepthwiseConfig:
+class LocalConfig:
     """One launch: tiles of `columns` by `channels`; `split` is rows of a strip (forward) or number of parts."""
 
     columns: int
@@ -36,7 +36,7 @@ def tiles(num_channels: int, taps: int) -> list[tuple[int, int, int]]:
     return [(per_thread * 32 * num_warps // channels, channels, num_warps) for per_thread, num_warps in candidates]
 
 
-def forward_config(images: int, height: int, width: int, num_channels: int, taps: int) -> tuple[DepthwiseConfig, ...]:
+def forward_config(images: int, height: int, width: int, num_channels: int, taps: int) -> tuple[LocalConfig, ...]:
     """Whole columns when they make enough programs, else strips of at least 14 rows.
 
     Every strip reads and multiplies kh - 1 rows beyond its own: 14 rows keep that under a third for a 5×5 window.
@@ -45,15 +45,15 @@ def forward_config(images: int, height: int, width: int, num_channels: int, taps
     for columns, channels, num_warps in tiles(num_channels, taps):
         programs = -(-images * width // columns) * -(-num_channels // channels)
         strips = -(-WANTED_PROGRAMS // programs)
-        configs.append(DepthwiseConfig(columns, channels, num_warps, max(14, -(-height // strips))))
+        configs.append(LocalConfig(columns, channels, num_warps, max(14, -(-height // strips))))
     return tuple(configs)
 
 
-def backward_config(images: int, width: int, num_channels: int, taps: int) -> tuple[DepthwiseConfig, ...]:
+def backward_config(images: int, width: int, num_channels: int, taps: int) -> tuple[LocalConfig, ...]:
     """As many parts as fill the device once; each costs one reduction across its warps and one row of partial sums."""
     configs = []
     for columns, channels, num_warps in tiles(num_channels, taps):
         blocks = -(-images * width // columns)
         parts = max(1, WANTED_PROGRAMS // -(-num_channels // channels))
-        configs.append(DepthwiseConfig(columns, channels, num_warps, min(blocks, parts)))
+        configs.append(LocalConfig(columns, channels, num_warps, min(blocks, parts)))
     return tuple(configs)
