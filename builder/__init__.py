@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What setup.py builds the extension modules with. It needs setuptools, pybind11 and ninja, but no torch."""
+"""Build of the extension modules, for setup.py. It needs setuptools, pybind11 and ninja, but no torch."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What pip calls: setuptools, and nvcc's wheels in the build's environment where CONTAINER_KERNELS_NVCC says so."""
+"""Build backend for pip: setuptools, and nvcc's wheels where CONTAINER_KERNELS_NVCC asks for them."""
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403 - the hooks that stay as they are

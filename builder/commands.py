@@ -13,7 +13,7 @@ class CannotBuild(Exception):
 
 
 class NothingToBuild(CannotBuild):
-    """The module was turned off, or nobody asked for it: no failure even where the extension is required."""
+    """The module was turned off, or not asked for: no failure even where the extension is required."""
 
 
 def quoted(command: Command) -> str:

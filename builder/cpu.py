@@ -11,7 +11,7 @@ from .graph import Step, compilation, find_ninja, job_count, locked, run_steps
 from .project import BUILD_DIR, MODULE_SUFFIX, SOURCES, env
 
 FOLDER = BUILD_DIR / "cpu"
-# No -ffast-math: NaN and infinity keep their meaning. errno and floating-point traps are what nobody reads.
+# No -ffast-math: NaN and infinity keep their meaning. errno and floating-point traps are not read.
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 OPENMP_FLAG = "-fopenmp"
 # From the lowest to the highest; `_compilations` depends on this order.

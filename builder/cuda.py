@@ -38,7 +38,7 @@ def build(record: dict[str, Any]) -> Path:
         record["compiler_version"] = toolkit.version(nvcc)
         archs = env.value("CONTAINER_KERNELS_CUDA_ARCHS")
         if archs == env.VARIABLES["CONTAINER_KERNELS_CUDA_ARCHS"].default:
-            archs = toolkit.known_archs(nvcc, archs)  # what nobody asked for by name is no reason to fail
+            archs = toolkit.known_archs(nvcc, archs)  # an arch of the default list is no reason to fail
         record["archs"] = archs
         arch_flags = toolkit.arch_flags(nvcc, archs)
         compiler = find_compiler()

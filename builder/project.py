@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where everything lies, and the environment variables."""
+"""Folders of the project, and its environment variables."""
 
 import importlib.util
 import sys

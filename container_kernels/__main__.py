@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is installed here, which backends can run, why the others cannot.
+"""Report of what is installed here, which backends can run, and why the others cannot.
 
 python -m container_kernels
 python -m container_kernels --model container_light     and what runs in a network: `Network.explain`

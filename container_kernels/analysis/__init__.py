@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a network aggregates with: the affinity matrices of its layers, written out, and how far they reach.
+"""Affinity matrices of a network's layers, written out, and how far they reach.
 
     output, inputs = layer_inputs(model, images)
     for name, x in inputs.items():

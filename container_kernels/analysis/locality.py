@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How far affinities reach: the mean attention distance."""
+"""Mean attention distance: how far affinities reach."""
 
 import math
 

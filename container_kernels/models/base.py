@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What networks have in common, whatever their layout: blocks in a row, one final norm, loading, fusing."""
+"""Base of all networks, whatever their layout: blocks in a row, one final norm, loading, fusing."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ class Blocks(nn.Sequential):
         return x
 
     def call(self, block: nn.Module, x: Tensor) -> Tensor:
-        """`block(x)`, for those who want what is between the blocks."""
+        """`block(x)`, for callers that want what is between the blocks."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x)
         return block(x)

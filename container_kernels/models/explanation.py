@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What runs in a network, block by block: what is fused, which backend serves each op, and the reasons where not."""
+"""Table of what runs in a network, per block: what is fused, which backend serves each op, and why not another."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -50,7 +50,7 @@ _TOKEN_MLP = re.compile(r"\.token_mlp\.(w|b)[12]$")
 
 
 def translated(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state_dict` with our names and shapes; itself where it has them already, or names that nobody knows."""
+    """`state_dict` with our names and shapes; itself where it has them already, or unknown names."""
     for naming in (_CONTAINER, _VISION_TRANSFORMER, _MIXER):
         if any(map(naming.mark.search, state_dict)):
             return {(ours := _our_name(name, naming)): _our_shape(ours, state_dict[name]) for name in state_dict}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a dense static affinity, learned on one grid, is used on another.
+"""Use of a dense static affinity, learned on one grid, on another.
 
 The values are resized to the grid it was learned on, mixed there, and the result is resized back. All three steps are
 linear, so together they are an affinity again:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a block may compute what its layers do without calling them: each question has None for an answer, or a reason.
+"""Reasons why a block has to call its layers instead of computing what they do; None where there is no reason.
 
 Only where the difference cannot be seen: a layer that was replaced or parametrized is of another class, one that is
 listened to or sharded has hooks, one that was wrapped in place has a `forward` of its own, one that was quantized has

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What FSDP2 asks of a layer that it shards."""
+"""Requirements of FSDP2 on a layer that it shards."""
 
 import torch
 from torch import Tensor, nn

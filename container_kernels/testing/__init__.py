@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What our tests and benchmarks stand on, for the tests of others too: eager equivalents, inputs, error budgets."""
+"""Base of tests and benchmarks, ours and those of others: eager equivalents, inputs, error budgets."""
 
 from ..ops.common.tensors import poisoned_outputs
 from .budget import assert_within_budget

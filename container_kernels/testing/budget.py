@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How wrong a kernel may be: a small multiple of PyTorch's own error in the same dtype."""
+"""Error budget of a kernel: a small multiple of PyTorch's own error in the same dtype."""
 
 import torch
 from torch import Tensor

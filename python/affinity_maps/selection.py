@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which layers, queries and heads the command line means."""
+"""Layers, queries and heads that the command line selects."""
 
 from __future__ import annotations
 

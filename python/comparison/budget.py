@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How many epochs fit the given minutes: every network is measured for a few steps before the first run."""
+"""Number of epochs that fit the given minutes: every network is measured for a few steps before the first run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a contender costs, counted: parameters, and multiply-adds of one image."""
+"""Cost of a contender, counted: parameters, and multiply-adds per image."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which runs a comparison consists of, and in which order."""
+"""Runs of a comparison, in order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which images make the batches of a rank: keys for a data set, a function of seed and epoch; and their loader."""
+"""Batches of a rank: keys of images, a function of seed and epoch; and their loader."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where and how tensors are computed: device, autocast, memory layout."""
+"""Device, autocast and memory layout of a run."""
 
 from __future__ import annotations
 

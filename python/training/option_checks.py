@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which of the engine's options holds, and which combinations contradict each other; a task checks its own besides."""
+"""Checks of the engine's options: which one holds, and which combinations contradict each other."""
 
 from __future__ import annotations
 

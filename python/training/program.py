@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What programs have in common: how they start and end (errors without a traceback, exit codes), and how they train."""
+"""Common to programs: start and end (errors without a traceback, exit codes), and training."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is shown while images go by: a bar on a terminal, otherwise a plain line now and then."""
+"""Progress while images go by: a bar on a terminal, otherwise a plain line now and then."""
 
 from __future__ import annotations
 

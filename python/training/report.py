@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a run leaves behind: lines on the screen, checkpoints, `summary.csv` and the learning curves."""
+"""Report of a run: lines on the screen, checkpoints, `summary.csv` and the learning curves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a run is kept, without ever writing over another one."""
+"""Folder of a run; never writes over another one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a task gives the engine; the engine knows nothing else of it."""
+"""Interface of a task: all that the engine knows of it."""
 
 from __future__ import annotations
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What several ops share: checks of arguments, tensors as kernels take them, launches, Triton's building blocks."""
+"""Shared by several ops: checks of arguments, tensors as kernels take them, launches, Triton's building blocks."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every call of a CUDA kernel needs beside its tensors: the module, the device and its stream, a workspace."""
+"""Arguments of every CUDA launch beside its tensors: the module, the device and its stream, a workspace."""
 
 from types import ModuleType
 

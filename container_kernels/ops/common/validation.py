@@ -81,7 +81,7 @@ def check_matrix(
 
 
 def check_sample_scale(name: str, value, like_name: str, like: Tensor) -> None:
-    """`value` holds one number a sample, which nobody trains."""
+    """`value` is a (B,) per-sample scale that does not require grad."""
     check_tensor(name, value, 1, "(B,)")
     check_shape(name, value, (like.shape[0],), "(B,)")
     check_device(name, value, like_name, like)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each backend needs to serve context aggregation."""
+"""Backends of context aggregation, and what each needs to serve it."""
 
 import functools
 

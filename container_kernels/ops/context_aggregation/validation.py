@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `context_aggregation` accepts."""
+"""Checks of the arguments of `context_aggregation`."""
 
 from collections.abc import Sequence
 from numbers import Integral, Real

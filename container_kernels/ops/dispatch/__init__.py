@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Which backend serves a call, and how operators are registered."""
+"""Choice of the backend that serves a call, and registration of operators."""

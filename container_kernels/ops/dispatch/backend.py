@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which implementation runs: the names, the ways to ask for one, and what each needs of the machine.
+"""Choice of the implementation: the names, the ways to ask for one, and what each needs of the machine.
 
     backend=...                      argument of an op: this call
     with use_backend("triton"): ...  a block of code

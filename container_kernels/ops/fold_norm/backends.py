@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backends the folding of norms has, and what each needs to serve it."""
+"""Backends of the folding of norms, and what each needs to serve it."""
 
 from torch import Tensor
 

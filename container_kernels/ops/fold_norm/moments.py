@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a batch norm needs to know of its input."""
+"""Moments of a batch norm's input."""
 
 from typing import NamedTuple
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backends the fused MLP has, and what each needs to serve it."""
+"""Backends of the fused MLP, and what each needs to serve it."""
 
 from torch import Tensor
 

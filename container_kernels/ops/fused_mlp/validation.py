@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `fused_mlp` accepts."""
+"""Checks of the arguments of `fused_mlp`."""
 
 from torch import Tensor
 

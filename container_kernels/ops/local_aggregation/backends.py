@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each backend needs to serve local aggregation."""
+"""Backends of local aggregation, and what each needs to serve it."""
 
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `local_aggregation` accepts."""
+"""Checks of the arguments of `local_aggregation`."""
 
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backends the projection has, and what each needs to serve it."""
+"""Backends of the projection, and what each needs to serve it."""
 
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `projection` accepts."""
+"""Checks of the arguments of `projection`."""
 
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How class folders are numbered: as text, like torchvision, or with numbers by value, like timm."""
+"""Numbering of class folders: as text, like torchvision, or with numbers by value, like timm."""
 
 from __future__ import annotations
 

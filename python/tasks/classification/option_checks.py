@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which option of `train.py` holds, and which combinations contradict each other."""
+"""Checks of the options of `train.py`: which one holds, and which combinations contradict each other."""
 
 from __future__ import annotations
 

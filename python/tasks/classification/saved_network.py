@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a file of weights says of its network: one of `train.py` everything, others nothing."""
+"""The network of a file of weights: files of `train.py` describe it whole, others do not."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where labelled images come from: a folder of class folders, a tar of one, or scikit-learn's handwritten digits.
+"""Sources of labelled images: a folder of class folders, a tar of one, or scikit-learn's handwritten digits.
 
 The layout is torchvision's ImageFolder: the first folder below the root names the class, classes are numbered as text
 unless told otherwise, hidden files are ignored and other files that are no images counted (`docs/data.md`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an uncompressed tar holds and where, so that its files are read in place; a damaged tar is an error."""
+"""Index of an uncompressed tar, so that its files are read in place; a damaged tar is an error."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Classification(Task):
         )
 
     def describe_recipe(self) -> list[str]:
-        """The recipe of the digits, which nobody asked for by name."""
+        """The default recipe of the digits."""
         if self.options.data_path is not None:
             return []
         recipe = {name: value for name, value in DIGITS_RECIPE.items() if getattr(self.options, name) == value}

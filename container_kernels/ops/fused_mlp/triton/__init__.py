@@ -2,7 +2,7 @@
 """The Triton backend of the MLP: launches.
 
 Narrow channels: the hidden layer stays on chip (forward.py, backward.py). Wide channels: its activation and gradient
-are epilogues of tiled products (hidden.py), and what remains are a projection and the library's products.
+are epilogues of tiled products (wide.py), and what remains are a projection and the library's products.
 """
 
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the depthwise kernels walk images.
+"""Walk of the depthwise kernels over images.
 
 A program owns a (COLUMNS, CHANNELS) tile: columns of all images side by side (column = image * width + x), so that
 narrow images waste no lanes. It walks down the rows: a row is loaded once for each horizontal tap (the shifted copies
