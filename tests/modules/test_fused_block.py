@@ -271,9 +271,9 @@ def test_a_block_is_five_operations(dynamic, dtype):
     x = image(2, 12, 5, 6, dtype=dtype)
     with torch.no_grad(), use_backend("cpu"), Operations() as operations:
         fused(x)
-    middle = "mix" if dynamic else "local"
-    expected = [f"container_kernels.{name}_fwd_cpu" for name in ("local", "proj", middle, "proj", "mlp")]
-    assert operations.names == expected
+    ops = ("local_aggregation", "projection", "context_aggregation", "projection", "fused_mlp")
+    expected = [op if dynamic or op != "context_aggregation" else "local_aggregation" for op in ops]
+    assert operations.names == [f"container_kernels.{op}_forward_cpu" for op in expected]
 
 
 def saved(state_dict):
