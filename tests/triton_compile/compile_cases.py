@@ -83,7 +83,7 @@ class LocalAggregationCase(Case):
         x, out = torch.empty(2, *shape, dtype=torch_dtype(self.dtype))
         weight, bias = torch.empty(self.channels, *self.window), torch.empty(self.channels)
         backend.forward(x, weight, bias, out=out)
-        backend.forward_with_statistics(x, weight, bias, out=out, channel_sum=bias, channel_m2=bias)
+        backend.forward_with_moments(x, weight, bias, out=out, channel_sum=bias, channel_m2=bias)
         backend.backward_weight(out, x, grad_weight=weight, grad_bias=bias)
 
 
@@ -108,7 +108,9 @@ class ProductCase(Case):
 
     def launch(self) -> None:
         from container_kernels.ops.fused_mlp import triton as mlp
+        from container_kernels.ops.fused_mlp.inputs import MlpArguments, MlpGradients
         from container_kernels.ops.projection import triton as projection
+        from container_kernels.ops.projection.inputs import ProjectionArguments
 
         dtype = torch_dtype(self.dtype)
         channels, hidden, out_channels = self.channels, self.hidden, self.out_channels
@@ -120,13 +122,13 @@ class ProductCase(Case):
         b2, grad_b2 = torch.empty(2, out_channels)
         scale = torch.empty(32) if self.full else None
         residual = self.full and channels == out_channels
-        mlp.forward(x, w1, b1, w2, b2, scale, residual, out=out)
-        grads = {"grad_x": grad_x, "grad_w1": grad_w1, "grad_b1": grad_b1, "grad_w2": grad_w2, "grad_b2": grad_b2}
-        mlp.backward(grad_out, x, w1, b1, w2, scale, residual, **grads)
+        inputs = MlpArguments(x, w1, b1, w2, b2, scale, residual)
+        mlp.forward(inputs, out)
+        mlp.backward(inputs, grad_out, MlpGradients(grad_x, grad_w1, grad_b1, grad_w2, grad_b2))
         weight = torch.empty(out_channels, channels, dtype=dtype)
-        arguments = (x, weight, b2, grad_out if self.full else None, scale)
-        projection.forward(*arguments, out=out)
-        projection.forward_with_statistics(*arguments, out=out, channel_sum=b2, channel_m2=grad_b2)
+        inputs = ProjectionArguments(x, weight, b2, grad_out if self.full else None, scale)
+        projection.forward(inputs, out)
+        projection.forward_with_moments(inputs, out, b2, grad_b2)
 
 
 @dataclass(frozen=True)

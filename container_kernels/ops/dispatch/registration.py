@@ -63,6 +63,12 @@ def parameters_of(inputs: type, skip: tuple[str, ...] = ()) -> str:
     return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in fields if name not in skip)
 
 
+def arguments_of(inputs: type, values: tuple, skip: tuple[str, ...] = ()):
+    """The named tuple `inputs` of an operator's arguments `values`, whose signature lacks the fields `skip`: None."""
+    given = iter(values)
+    return inputs(*(None if name in skip else next(given) for name in inputs._fields))
+
+
 def refuse_double_backward(name: str, backend: str) -> None:
     """Make differentiating through backward operator `name`_`backend` an error that says what to use instead."""
 

@@ -10,6 +10,7 @@ from ..dispatch import autocast
 from ..dispatch.backend import choose
 from .autograd import fused_mlp_forward
 from .backends import COMPILED, why_not
+from .inputs import MlpArguments
 from .reference import fused_mlp_reference
 from .validation import validate
 
@@ -69,5 +70,5 @@ def fused_mlp(
         return fused_mlp_reference(x, w1, b1, w2, b2, residual, sample_scale)
     b1, b2 = zeros_for_bias(b1, x, w1.shape[0]), zeros_for_bias(b2, x, w2.shape[0])
     sample_scale = None if sample_scale is None else sample_scale.to(b1.dtype)
-    out = fused_mlp_forward(chosen, as_tokens(x), w1, b1, w2, b2, sample_scale, residual)
+    out = fused_mlp_forward(chosen, MlpArguments(as_tokens(x), w1, b1, w2, b2, sample_scale, residual))
     return out.view(*x.shape[:-1], w2.shape[0])

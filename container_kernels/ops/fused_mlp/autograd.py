@@ -7,22 +7,13 @@ from torch import Tensor
 from ..dispatch.registration import differentiate, operator_of
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
+from .inputs import MlpArguments
 from .reference import fused_mlp_reference
 
 
-def fused_mlp_forward(
-    backend: str,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    sample_scale: Tensor | None,
-    residual: bool,
-) -> Tensor:
-    """Differentiable MLP on `backend`; arguments as in `schema`."""
-    operator = operator_of("fused_mlp_forward", backend)
-    return operator(x, w1, b1, w2, b2, sample_scale, residual)
+def fused_mlp_forward(backend: str, inputs: MlpArguments) -> Tensor:
+    """Differentiable MLP on `backend`."""
+    return operator_of("fused_mlp_forward", backend)(*inputs)
 
 
 def _register(backend: str) -> None:

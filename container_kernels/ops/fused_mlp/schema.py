@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The operators behind the fused MLP: definition, output allocation, one kernel and one fake for each backend.
 
-    fused_mlp_forward_<backend>(x, w1, b1, w2, b2, sample_scale?, residual) -> out (B, T, C_out)
-    fused_mlp_backward_<backend>(grad_out, x, w1, b1, w2, sample_scale?, residual)
-        -> grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+    fused_mlp_forward_<backend>(inputs) -> out (B, T, C_out)
+    fused_mlp_backward_<backend>(grad_out, inputs without b2) -> grad_x, grad_w1, grad_b1, grad_w2, grad_b2
 
-x (B, T, C), w1 (hidden, C), w2 (C_out, hidden), grad_out and out have one dtype, and so have the gradients of x, w1 and
-w2; the biases, their gradients and sample_scale (B,) are in the accumulation dtype. No tensor of the hidden layer goes
-from forward to backward.
+`inputs` are the fields of `MlpArguments`. grad_out and out have the dtype of x, and so have the gradients of x, w1 and
+w2; those of the biases are in the accumulation dtype. No tensor of the hidden layer goes from forward to backward.
 """
 
 from importlib import import_module
@@ -16,19 +14,21 @@ from math import prod
 from torch import Tensor
 
 from ..common.tensors import accumulation_dtype, aligned, contiguous, new_empty
-from ..dispatch.registration import define
+from ..dispatch.registration import arguments_of, define, parameters_of
 from .backends import COMPILED
+from .inputs import FORWARD_ONLY, MlpArguments, MlpGradients
 
 
-def _forward_outputs(x: Tensor, w2: Tensor) -> Tensor:
-    return new_empty(x, (*x.shape[:-1], w2.shape[0]))
+def _forward_outputs(inputs: MlpArguments) -> Tensor:
+    return new_empty(inputs.x, (*inputs.x.shape[:-1], inputs.w2.shape[0]))
 
 
-def _backward_outputs(x: Tensor, w1: Tensor, w2: Tensor) -> tuple[Tensor, ...]:
+def _gradients(inputs: MlpArguments) -> MlpGradients:
+    x, w1, _, w2, *_ = inputs
     dtype = accumulation_dtype(x.dtype)
     grad_b1, grad_b2 = new_empty(x, (w1.shape[0],), dtype), new_empty(x, (w2.shape[0],), dtype)
     grad_x, grad_w1, grad_w2 = (new_empty(t, tuple(t.shape)) for t in (x, w1, w2))
-    return grad_x, grad_w1, grad_b1, grad_w2, grad_b2
+    return MlpGradients(grad_x, grad_w1, grad_b1, grad_w2, grad_b2)
 
 
 def _flops(x, w1, b1, w2, *_, **__) -> int:
@@ -41,44 +41,42 @@ def _gradient_flops(grad_out, x, w1, b1, w2, *_, **__) -> int:
 
 
 def _register(backend: str) -> None:
-    readable = aligned if backend == "triton" else contiguous
+    layout = aligned if backend == "triton" else contiguous
 
     def kernels():
         return import_module(f"{__package__}.{backend}")
 
-    def forward(x, w1, b1, w2, b2, sample_scale, residual):
-        out = _forward_outputs(x, w2)
+    def forward(*arguments):
+        inputs = MlpArguments(*arguments)
+        out = _forward_outputs(inputs)
         if out.numel():
-            kernels().forward(*map(readable, (x, w1, b1, w2, b2, sample_scale)), residual, out=out)
+            kernels().forward(inputs.readable(layout), out)
         return out
 
-    def backward(grad_out, x, w1, b1, w2, sample_scale, residual):
-        outputs = grad_x, grad_w1, grad_b1, grad_w2, grad_b2 = _backward_outputs(x, w1, w2)
-        if x.numel():
-            kernels().backward(
-                *map(readable, (grad_out, x, w1, b1, w2, sample_scale)), residual,
-                grad_x=grad_x, grad_w1=grad_w1, grad_b1=grad_b1, grad_w2=grad_w2, grad_b2=grad_b2,
-            )  # fmt: skip
+    def backward(grad_out, *arguments):
+        inputs = arguments_of(MlpArguments, arguments, FORWARD_ONLY)
+        grads = _gradients(inputs)
+        if inputs.x.numel():
+            kernels().backward(inputs.readable(layout), layout(grad_out), grads)
         else:
-            for grad in outputs:
+            for grad in grads:
                 grad.zero_()
-        return outputs
+        return tuple(grads)
 
     define(
         "fused_mlp_forward",
         backend,
-        "(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor? sample_scale, bool residual) -> Tensor",
+        f"({parameters_of(MlpArguments)}) -> Tensor",
         forward,
-        lambda x, w1, b1, w2, *rest: _forward_outputs(x, w2),
+        lambda *arguments: _forward_outputs(MlpArguments(*arguments)),
         _flops,
     )
     define(
         "fused_mlp_backward",
         backend,
-        "(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor? sample_scale, "
-        "bool residual) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        f"(Tensor grad_out, {parameters_of(MlpArguments, FORWARD_ONLY)}) -> ({', '.join(['Tensor'] * 5)})",
         backward,
-        lambda grad_out, x, w1, b1, w2, *rest: _backward_outputs(x, w1, w2),
+        lambda grad_out, *arguments: tuple(_gradients(arguments_of(MlpArguments, arguments, FORWARD_ONLY))),
         _gradient_flops,
     )
 

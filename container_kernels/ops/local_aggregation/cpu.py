@@ -19,7 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
     _forward(x, weight, bias, out, 0, 0)
 
 
-def forward_with_statistics(
+def forward_with_moments(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor, channel_sum: Tensor, channel_m2: Tensor
 ) -> None:
     """`forward`, and over all pixels the sum of `out` and of its squared deviations (C,), accumulation dtype."""

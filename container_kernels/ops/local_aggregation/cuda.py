@@ -19,7 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
     _forward(x, weight, bias, out, None, None)
 
 
-def forward_with_statistics(
+def forward_with_moments(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

@@ -24,7 +24,7 @@ def _forward_outputs(x: Tensor) -> Tensor:
     return new_empty(x, tuple(x.shape))
 
 
-def _forward_with_statistics_outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_with_moments_outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (new_empty(x, (x.shape[-1],), accumulation_dtype(x.dtype)) for _ in range(2))
     return _forward_outputs(x), *statistics
 
@@ -49,11 +49,11 @@ def _register(backend: str) -> None:
             kernels().forward(rows_contiguous(x), weight.contiguous(), bias, out=out)
         return out
 
-    def forward_with_statistics(x, weight, bias):
-        out, channel_sum, channel_m2 = _forward_with_statistics_outputs(x)
+    def forward_with_moments(x, weight, bias):
+        out, channel_sum, channel_m2 = _forward_with_moments_outputs(x)
         if out.numel():
             bias = None if bias is None else bias.contiguous()
-            kernels().forward_with_statistics(
+            kernels().forward_with_moments(
                 rows_contiguous(x), weight.contiguous(), bias,
                 out=out, channel_sum=channel_sum, channel_m2=channel_m2,
             )  # fmt: skip
@@ -81,8 +81,8 @@ def _register(backend: str) -> None:
         "local_aggregation_forward_with_moments",
         backend,
         "(Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
-        forward_with_statistics,
-        lambda x, weight, bias: _forward_with_statistics_outputs(x),
+        forward_with_moments,
+        lambda x, weight, bias: _forward_with_moments_outputs(x),
         _filter_flops,
     )
     define(

@@ -17,6 +17,7 @@ from ..dispatch.backend import choose
 from ..statistics import square_sum
 from .autograd import projection_forward, projection_forward_with_moments
 from .backends import COMPILED, why_not
+from .inputs import ProjectionArguments
 from .reference import projection_reference, projection_with_statistics_reference
 from .validation import validate
 
@@ -133,7 +134,7 @@ def _project(
     operator: Callable,
     reference: Callable,
 ) -> tuple[Tensor, ...]:
-    """Validate, choose, and call `operator(backend, …)` or `reference(…)`; their results as a tuple."""
+    """Validate, choose, and call `operator(backend, inputs)` or `reference(…)`; their results as a tuple."""
     validate(x, weight, bias, residual, sample_scale)
     if autocast.is_active(x):
         device_type = x.device.type
@@ -148,6 +149,6 @@ def _project(
     bias = zeros_for_bias(bias, x, weight.shape[0])
     sample_scale = None if sample_scale is None else sample_scale.to(bias.dtype)
     residual = None if residual is None else as_tokens(residual)
-    results = operator(chosen, as_tokens(x), weight, bias, residual, sample_scale)
+    results = operator(chosen, ProjectionArguments(as_tokens(x), weight, bias, residual, sample_scale))
     out, *statistics = results if isinstance(results, tuple) else (results,)
     return out.view(*x.shape[:-1], weight.shape[0]), *statistics

@@ -9,20 +9,17 @@ from ..dispatch.registration import differentiate, operator_of
 from ..statistics import gradient_through_statistics
 from . import schema  # noqa: F401 - defines the operators differentiated here
 from .backends import COMPILED
+from .inputs import ProjectionArguments
 
 
-def projection_forward(
-    backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
-) -> Tensor:
-    """Differentiable projection on `backend`; arguments as in `schema`."""
-    return operator_of("projection_forward", backend)(x, weight, bias, residual, sample_scale)
+def projection_forward(backend: str, inputs: ProjectionArguments) -> Tensor:
+    """Differentiable projection on `backend`."""
+    return operator_of("projection_forward", backend)(*inputs)
 
 
-def projection_forward_with_moments(
-    backend: str, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def projection_forward_with_moments(backend: str, inputs: ProjectionArguments) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the sums of the output and of its squared deviations from the mean over all tokens."""
-    return operator_of("projection_forward_with_moments", backend)(x, weight, bias, residual, sample_scale)
+    return operator_of("projection_forward_with_moments", backend)(*inputs)
 
 
 def _register(backend: str) -> None:

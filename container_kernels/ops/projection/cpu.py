@@ -6,49 +6,37 @@ from torch import Tensor
 
 from ... import _extension
 from ..common.tensors import pointer
+from .inputs import ProjectionArguments, ProjectionGradients
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, *, out: Tensor
-) -> None:
-    """Write sample_scale · (x weightᵀ + bias) (+ residual) to `out`; all as in `schema`."""
-    _forward(x, weight, bias, residual, sample_scale, out, 0, 0)
+def forward(inputs: ProjectionArguments, out: Tensor) -> None:
+    """Write sample_scale · (x weightᵀ + bias) (+ residual) to `out` (B, T, C_out)."""
+    _forward(inputs, out, None, None)
 
 
-def forward_with_statistics(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, *,
-    out: Tensor, channel_sum: Tensor, channel_m2: Tensor,
-) -> None:  # fmt: skip
+def forward_with_moments(inputs: ProjectionArguments, out: Tensor, channel_sum: Tensor, channel_m2: Tensor) -> None:
     """`forward`, and over all tokens the sum of `out` and of its squared deviations (C_out,), accumulation dtype."""
-    _forward(
-        x, weight, bias, residual, sample_scale, out, channel_sum.data_ptr(), channel_m2.data_ptr()
-    )  # fmt: skip
+    _forward(inputs, out, channel_sum, channel_m2)
 
 
-def backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, sample_scale: Tensor | None, *,
-    grad_x: Tensor, grad_weight: Tensor, grad_bias: Tensor,
-) -> None:  # fmt: skip
+def backward(inputs: ProjectionArguments, grad_out: Tensor, grads: ProjectionGradients) -> None:
     """Write the gradients for x, weight and bias."""
     _extension.cpu.projection_backward(
-        *_shape(x, weight),
-        grad_out.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(sample_scale),
-        grad_x.data_ptr(), grad_weight.data_ptr(), grad_bias.data_ptr(),
-    )  # fmt: skip
+        *_shape(inputs),
+        *map(pointer, (grad_out, inputs.x, inputs.weight, inputs.sample_scale)),
+        *map(pointer, grads),
+    )
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, out: Tensor,
-    channel_sum: int, channel_m2: int,
+    inputs: ProjectionArguments, out: Tensor, channel_sum: Tensor | None, channel_m2: Tensor | None
 ) -> None:  # fmt: skip
     _extension.cpu.projection_forward(
-        *_shape(x, weight),
-        x.data_ptr(), weight.data_ptr(), bias.data_ptr(), pointer(residual), pointer(sample_scale),
-        out.data_ptr(), channel_sum, channel_m2,
+        *_shape(inputs), *map(pointer, inputs), *map(pointer, (out, channel_sum, channel_m2))
     )  # fmt: skip
 
 
-def _shape(x: Tensor, weight: Tensor) -> tuple:
-    """What every kernel takes first: dtype, (B, T), (C, C_out), threads."""
-    dtype = _extension.DTYPE_CODES[x.dtype]
-    return dtype, x.shape[:2], (x.shape[2], weight.shape[0]), torch.get_num_threads()
+def _shape(inputs: ProjectionArguments) -> tuple:
+    """First arguments of every kernel: dtype, (B, T), (C, C_out), threads."""
+    x, out_channels = inputs.x, inputs.weight.shape[0]
+    return _extension.DTYPE_CODES[x.dtype], x.shape[:2], (x.shape[2], out_channels), torch.get_num_threads()

@@ -96,9 +96,9 @@ def test_views_at_odd_offsets_reach_kernels_aligned(monkeypatch):
     for function in ("forward", "backward"):
         kernels = getattr(mlp_kernels, function)
 
-        def record(*tensors, kernels=kernels, **options):
-            seen.extend(t for t in tensors if isinstance(t, torch.Tensor))
-            kernels(*tensors, **options)
+        def record(inputs, *tensors, kernels=kernels):
+            seen.extend(t for t in (*inputs, tensors[0]) if isinstance(t, torch.Tensor))
+            kernels(inputs, *tensors)
 
         monkeypatch.setattr(mlp_kernels, function, record)
     out, grads = run(fused_mlp, leaves, scale, residual=True, backend="triton")

@@ -14,8 +14,10 @@ from ...common.triton_matmul import row_scale
 from ...common.triton_primitives import device_of, precision
 from ...common.triton_rows import filled, filled_size, is_readable, row_unit
 from ...projection import triton as projection
+from ...projection.inputs import ProjectionArguments
 from ...projection.triton import ProductConfig
 from ...projection.triton import config as product_configs
+from ..inputs import MlpArguments, MlpGradients
 from . import config as configs
 from .config import ChipConfig
 from .narrow_backward import backward_input_kernel, backward_weight_kernel
@@ -42,31 +44,22 @@ def tiles(config: ChipConfig, w1: Tensor, w2: Tensor) -> dict:
     }
 
 
-def forward(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    sample_scale: Tensor | None,
-    residual: bool,
-    *,
-    out: Tensor,
-) -> None:
-    """Write sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2) (+ x) to `out`."""
+def forward(inputs: MlpArguments, out: Tensor) -> None:
+    """Write sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2) (+ x) to `out` (B, T, C_out)."""
+    x, w1, b1, w2, b2, sample_scale, residual = inputs
     batch, tokens, channels = x.shape
     (out_channels, hidden), dtype = w2.shape, x.dtype
     if not is_readable(dtype, channels, hidden, out_channels):
         c, h, o = (filled_size(size, dtype) for size in (channels, hidden, out_channels))
         wide = out.new_empty((batch, tokens, o))
         weights = (filled(w1, h, c), filled(b1, h), filled(w2, o, h), filled(b2, o))
-        forward(filled(x, c), *weights, sample_scale, residual, out=wide)
+        forward(MlpArguments(filled(x, c), *weights, sample_scale, residual), wide)
         out.copy_(wide[..., :out_channels])
         return
     skip = x if residual else None
     if not configs.on_chip(channels, out_channels, dtype):
         g = _hidden(x, w1, b1)
-        projection.forward(g, w2, b2, skip, sample_scale, out=out)
+        projection.forward(ProjectionArguments(g, w2, b2, skip, sample_scale), out)
         return
     rows = batch * tokens
     arguments = (x, w1, b1, w2, b2, row_scale(sample_scale, tokens), skip, out, rows)
@@ -98,48 +91,35 @@ def _hidden(x: Tensor, w1: Tensor, b1: Tensor) -> Tensor:
     return g
 
 
-def backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    sample_scale: Tensor | None,
-    residual: bool,
-    *,
-    grad_x: Tensor,
-    grad_w1: Tensor,
-    grad_b1: Tensor,
-    grad_w2: Tensor,
-    grad_b2: Tensor,
-) -> None:
+def backward(inputs: MlpArguments, grad_out: Tensor, grads: MlpGradients) -> None:
     """Write the gradients of x, the weights and the biases; sums are taken in a fixed order, never by atomics."""
+    x, w1, b1, w2, _, sample_scale, residual = inputs
     batch, tokens, channels = x.shape
     (out_channels, hidden), dtype = w2.shape, x.dtype
     if not is_readable(dtype, channels, hidden, out_channels):
         c, h, o = (filled_size(size, dtype) for size in (channels, hidden, out_channels))
         weights = (filled(w1, h, c), filled(b1, h), filled(w2, o, h))
-        grads = {"grad_x": grad_x, "grad_w1": grad_w1, "grad_b1": grad_b1, "grad_w2": grad_w2, "grad_b2": grad_b2}
-        shapes = {"grad_x": (batch, tokens, c), "grad_w1": (h, c), "grad_b1": (h,), "grad_w2": (o, h), "grad_b2": (o,)}
-        wide = {name: grad.new_empty(shapes[name]) for name, grad in grads.items()}
-        backward(filled(grad_out, o), filled(x, c), *weights, sample_scale, residual, **wide)
-        for name, grad in grads.items():
-            grad.copy_(wide[name][tuple(map(slice, grad.shape))])
+        shapes = ((batch, tokens, c), (h, c), (h,), (o, h), (o,))
+        wide = MlpGradients(*(grad.new_empty(shape) for grad, shape in zip(grads, shapes, strict=True)))
+        wide_inputs = MlpArguments(filled(x, c), *weights, None, sample_scale, residual)
+        backward(wide_inputs, filled(grad_out, o), wide)
+        for grad, wide_grad in zip(grads, wide, strict=True):
+            grad.copy_(wide_grad[tuple(map(slice, grad.shape))])
         return
-    grad_out, x, grad_x = (t.flatten(0, 1) for t in (grad_out, x, grad_x))
-    inputs = (grad_out, x, w1, b1, w2, row_scale(sample_scale, tokens))
+    grad_out, x, grad_x = (t.flatten(0, 1) for t in (grad_out, x, grads.x))
+    tensors = (grad_out, x, w1, b1, w2, row_scale(sample_scale, tokens))
     if configs.on_chip(w1.shape[1], w2.shape[0], w1.dtype):
-        _backward_input(*inputs, residual, grad_x, grad_b2)
-        _backward_weight(*inputs, grad_w1, grad_b1, grad_w2)
+        _backward_input(*tensors, residual, grad_x, grads.b2)
+        _backward_weight(*tensors, grads.w1, grads.b1, grads.w2)
         return
-    g, dh = _hidden_gradient(*inputs, grad_b1)
+    g, dh = _hidden_gradient(*tensors, grads.b1)
     if residual:
         torch.addmm(grad_out, dh, w1, out=grad_x)
     else:
         torch.mm(dh, w1, out=grad_x)
-    torch.mm(dh.t(), x, out=grad_w1)
-    torch.mm(grad_out.t(), g, out=grad_w2)
-    projection.bias_gradient(grad_out.unflatten(0, (-1, tokens)), sample_scale, grad_bias=grad_b2)
+    torch.mm(dh.t(), x, out=grads.w1)
+    torch.mm(grad_out.t(), g, out=grads.w2)
+    projection.bias_gradient(grad_out.unflatten(0, (-1, tokens)), sample_scale, grad_bias=grads.b2)
 
 
 def _backward_input(

@@ -14,7 +14,7 @@ from .config import LocalConfig
 from .forward import forward_kernel
 from .wide import wide_backward_weight_kernel, wide_forward_kernel
 
-__all__ = ["LocalConfig", "backward_weight", "forward", "forward_with_statistics"]
+__all__ = ["LocalConfig", "backward_weight", "forward", "forward_with_moments"]
 
 
 def tiles(config: LocalConfig) -> dict:
@@ -32,7 +32,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> N
     _forward(x, weight, bias, out, None)
 
 
-def forward_with_statistics(
+def forward_with_moments(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,

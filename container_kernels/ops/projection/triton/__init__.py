@@ -11,11 +11,12 @@ from ...common.triton_matmul import row_scale
 from ...common.triton_primitives import device_of, precision
 from ...common.triton_rows import filled, filled_size, is_readable, row_unit
 from ...statistics import triton_partials
+from ..inputs import ProjectionArguments, ProjectionGradients
 from . import config as configs
 from .config import ProductConfig
 from .forward import forward_kernel
 
-__all__ = ["ProductConfig", "backward", "bias_gradient", "forward", "forward_with_statistics", "grid", "tiles"]
+__all__ = ["ProductConfig", "backward", "bias_gradient", "forward", "forward_with_moments", "grid", "tiles"]
 
 
 def tiles(config: ProductConfig, dtype: torch.dtype, unit: int, *depths: int) -> dict:
@@ -38,52 +39,33 @@ def grid(config: ProductConfig, rows: int, columns: int) -> tuple[int]:
     return (triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n),)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, sample_scale: Tensor | None, *, out: Tensor
-) -> None:
-    """Write sample_scale · (x weightᵀ + bias) + residual to `out`."""
-    _forward(x, weight, bias, residual, sample_scale, out, None)
+def forward(inputs: ProjectionArguments, out: Tensor) -> None:
+    """Write sample_scale · (x weightᵀ + bias) + residual to `out` (B, T, C_out)."""
+    _forward(inputs, out, None)
 
 
-def forward_with_statistics(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    sample_scale: Tensor | None,
-    *,
-    out: Tensor,
-    channel_sum: Tensor,
-    channel_m2: Tensor,
-) -> None:
+def forward_with_moments(inputs: ProjectionArguments, out: Tensor, channel_sum: Tensor, channel_m2: Tensor) -> None:
     """`forward`, and Σ out and M2 over all tokens (C_out,): each tile's, merged in a fixed order."""
-    _forward(x, weight, bias, residual, sample_scale, out, (channel_sum, channel_m2))
+    _forward(inputs, out, (channel_sum, channel_m2))
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    sample_scale: Tensor | None,
-    out: Tensor,
-    statistics: tuple[Tensor, Tensor] | None,
-) -> None:
+def _forward(inputs: ProjectionArguments, out: Tensor, moments: tuple[Tensor, Tensor] | None) -> None:
+    x, weight, bias, residual, sample_scale = inputs
     batch, tokens, channels = x.shape
     out_channels, dtype = weight.shape[0], x.dtype
     if not is_readable(dtype, channels, out_channels):
         inner, outer = filled_size(channels, dtype), filled_size(out_channels, dtype)
-        x, weight = filled(x, inner), filled(weight, outer, inner)
-        bias, residual = filled(bias, outer), filled(residual, outer)
         wide = out.new_empty((batch, tokens, outer))
-        wide_statistics = statistics and (bias.new_empty(outer), bias.new_empty(outer))
-        _forward(x, weight, bias, residual, sample_scale, wide, wide_statistics)
+        wide_moments = moments and (bias.new_empty(outer), bias.new_empty(outer))
+        weights = (filled(weight, outer, inner), filled(bias, outer))
+        wide_inputs = ProjectionArguments(filled(x, inner), *weights, filled(residual, outer), sample_scale)
+        _forward(wide_inputs, wide, wide_moments)
         out.copy_(wide[..., :out_channels])
-        for total, wide_total in zip(statistics or (), wide_statistics or (), strict=True):
+        for total, wide_total in zip(moments or (), wide_moments or (), strict=True):
             total.copy_(wide_total[:out_channels])
         return
     unit, rows = row_unit(dtype, channels, out_channels), batch * tokens
-    inputs = (x, weight, bias, residual, row_scale(sample_scale, tokens), out)
+    tensors = (x, weight, bias, residual, row_scale(sample_scale, tokens), out)
     sizes = (rows, channels // unit, out_channels // unit)
 
     def options(config: ProductConfig) -> dict:
@@ -92,29 +74,20 @@ def _forward(
     candidates = configs.product_config(channels, out_channels, dtype, precision(dtype))
     with device_of(x):
         # To the compiler the bias is as good as the partial sums, whose number is that of the tiles.
-        config = fitting(lambda _: forward_kernel, candidates, (*inputs, statistics and bias, *sizes), options)
+        config = fitting(lambda _: forward_kernel, candidates, (*tensors, moments and bias, *sizes), options)
         parts = triton.cdiv(rows, config.block_m)
-        partial = statistics and bias.new_empty((parts, triton_partials.ROWS, out_channels))
-        forward_kernel[grid(config, rows, out_channels)](*inputs, partial, *sizes, **options(config))
-    if statistics:
-        triton_partials.merge(partial, *statistics)
+        partial = moments and bias.new_empty((parts, triton_partials.ROWS, out_channels))
+        forward_kernel[grid(config, rows, out_channels)](*tensors, partial, *sizes, **options(config))
+    if moments:
+        triton_partials.merge(partial, *moments)
 
 
-def backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    sample_scale: Tensor | None,
-    *,
-    grad_x: Tensor,
-    grad_weight: Tensor,
-    grad_bias: Tensor,
-) -> None:
+def backward(inputs: ProjectionArguments, grad_out: Tensor, grads: ProjectionGradients) -> None:
     """Write the gradients of x, weight and bias."""
-    grad_branch = scaled_samples(grad_out, sample_scale).flatten(0, 1)
-    torch.mm(grad_branch, weight, out=grad_x.flatten(0, 1))
-    torch.mm(grad_branch.t(), x.flatten(0, 1), out=grad_weight)
-    bias_gradient(grad_out, sample_scale, grad_bias=grad_bias)
+    grad_branch = scaled_samples(grad_out, inputs.sample_scale).flatten(0, 1)
+    torch.mm(grad_branch, inputs.weight, out=grads.x.flatten(0, 1))
+    torch.mm(grad_branch.t(), inputs.x.flatten(0, 1), out=grads.weight)
+    bias_gradient(grad_out, inputs.sample_scale, grad_bias=grads.bias)
 
 
 def bias_gradient(grad_out: Tensor, sample_scale: Tensor | None, *, grad_bias: Tensor) -> None:
