@@ -14,6 +14,9 @@ from container_kernels.testing import MixCase
 GPU = torch.cuda.is_available()
 CUDA_ON_GPU = usable_backends()["cuda"] is None
 
+# Without a GPU Triton's kernels are Python: the same bits in any run, and seconds for what a GPU does in microseconds.
+INTERPRETED = not GPU
+
 # backend -> device its kernels are executed on here
 DEVICES = {
     "reference": "cpu",
@@ -58,4 +61,4 @@ def dtype_name(value) -> str | None:
 
 
 def identifier(value) -> str | None:
-    return str(value) if isinstance(value, MixCase) else dtype_name(value)
+    return str(value) if isinstance(value, MixCase | tuple) else dtype_name(value)

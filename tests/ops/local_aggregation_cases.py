@@ -1,6 +1,7 @@
 """Inputs of local aggregation."""
 
 import torch
+from backends import INTERPRETED, backends_and_dtypes
 
 # B, H, W, C, kh, kw
 SHAPES = [
@@ -15,6 +16,24 @@ SHAPES = [
     (1, 4, 13, 9, 11, 11),
     (1, 19, 17, 70, 5, 5),  # several tiles in every direction
 ]
+
+# Kernels of the interpreter are slow with these, and take float16 as they take bfloat16.
+SLOW_SHAPES = (SHAPES[6], SHAPES[8], SHAPES[9])
+
+
+def served():
+    """(backend, dtype, shape): all on every backend, but for the interpreter's float16 of `SLOW_SHAPES`."""
+    return [
+        (backend, dtype, shape)
+        for backend, dtype in backends_and_dtypes()
+        for shape in SHAPES
+        if not (INTERPRETED and backend == "triton" and dtype == torch.float16 and shape in SLOW_SHAPES)
+    ]
+
+
+def repeats(backend: str) -> int:
+    """How often a result is computed again to see whether its bits are the same."""
+    return 1 if INTERPRETED and backend == "triton" else 5
 
 
 def make(shape, dtype, device, bias=True):

@@ -9,7 +9,7 @@ from container_kernels.testing import assert_within_budget, eager_context_aggreg
 
 # Tokens that fill no tile; kernels that hold a whole row, and for the last those that walk over it.
 TOKENS = (21, 48, 131)
-LONG = 500
+LONG = 300
 
 
 def draw(tokens, dtype, device, head_dim=32):

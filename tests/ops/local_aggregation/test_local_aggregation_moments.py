@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import ALL, DEVICES, DTYPES, FUSED, backends_and_dtypes, dtype_name
-from local_aggregation_cases import SHAPES, make, promoted
+from backends import ALL, DEVICES, DTYPES, FUSED, backends_and_dtypes, dtype_name, identifier
+from local_aggregation_cases import SHAPES, make, promoted, repeats, served
 
 from container_kernels import _extension, local_aggregation, local_aggregation_with_statistics
 from container_kernels.ops.common.tensors import accumulation_dtype
@@ -53,8 +53,7 @@ def assert_statistics_of(out, channel_sum, channel_square_sum):
         assert_within_budget(name, sums, eager, exact, summed=worst)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("backend", "dtype"), backends_and_dtypes(), ids=dtype_name)
+@pytest.mark.parametrize(("backend", "dtype", "shape"), served(), ids=identifier)
 def test_matches_float64(backend, dtype, shape):
     residual = SHAPES.index(shape) % 2 == 1  # both of it, without twice the time
     leaves = make(shape, dtype, DEVICES[backend], bias=not residual)
@@ -204,7 +203,7 @@ def test_batch_norm_from_the_statistics(backend):
 def test_repeats_are_bit_identical(backend):
     leaves = make((2, 19, 17, 40, 3, 3), torch.float32, DEVICES[backend])
     first, first_grads = run(local_aggregation_with_statistics, leaves, backend=backend)
-    for _ in range(3):
+    for _ in range(repeats(backend)):
         results, grads = run(local_aggregation_with_statistics, leaves, backend=backend)
         assert all(map(torch.equal, results, first))
         assert all(torch.equal(grads[name], first_grads[name]) for name in grads)
