@@ -183,14 +183,35 @@ ENTIRE = (
 
 @pytest.fixture(scope="module")
 def selected():
-    """What each step of tests would run, as pytest itself says."""
-    found = {}
-    for name in TESTS:
-        arguments = [word for word in pytest_arguments(name) if word not in ("-p", "bench.gpu_check.worker")]
-        arguments = [word for word in arguments if word not in ("no:cacheprovider", "-v")]
-        done = run("-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", *arguments)
-        assert done.returncode == 0, done.stdout
-        found[name] = [line for line in done.stdout.splitlines() if "::" in line]
+    """What each step of tests would run, as pytest says, and the tests of `ENTIRE`: in one process, which imports
+    all of it once. It lacks what draws, exports and trains, as a bare machine does; so programs are imported too."""
+    selections = {name: pytest_arguments(name) for name in TESTS}
+    selections["entire"] = ["-m", "not slow", *(f"tests/ops/{file}" for file in ENTIRE)]
+    left_out = ("-p", "bench.gpu_check.worker", "no:cacheprovider", "-v")
+    code = f"""
+import sys
+for name in ("tqdm", "matplotlib", "sklearn", "onnx", "onnxruntime", "onnxscript", "pandas"):
+    sys.modules[name] = None
+from bench import table
+from bench.gpu_check import __main__, device, precompile, sanitize
+from bench.profiling import step_profile
+import pytest
+for name, arguments in {selections!r}.items():
+    print("selection", name)
+    arguments = [word for word in arguments if word not in {left_out!r}]
+    code = pytest.main(["-p", "no:cacheprovider", "-q", "--collect-only", *arguments])
+    if code:
+        sys.exit(f"{{name}}: {{code}}")
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, names = {}, None
+    for line in done.stdout.splitlines():
+        if line.startswith("selection "):
+            names = found.setdefault(line.split()[1], [])
+        elif "::" in line:
+            names.append(line)
+    assert found.keys() == selections.keys() and all(found.values())
     return found
 
 
@@ -205,11 +226,8 @@ def test_every_kernel_is_tested_in_every_dtype(selected):
 
 
 def test_files_about_triton_kernels_are_selected_whole(selected):
-    files = [f"tests/ops/{file}" for file in ENTIRE]
-    done = run("-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only", "-m", "not slow", *files)
-    every = [line for line in done.stdout.splitlines() if "::" in line]
-    assert {name.partition("::")[0] for name in every} == set(files)
-    assert set(every) <= set(selected["tests-triton"])
+    assert {name.partition("::")[0] for name in selected["entire"]} == {f"tests/ops/{file}" for file in ENTIRE}
+    assert set(selected["entire"]) <= set(selected["tests-triton"])
 
 
 def test_tf32_is_tested_for_every_op_that_multiplies(selected):
@@ -220,28 +238,12 @@ def test_tf32_is_tested_for_every_op_that_multiplies(selected):
 
 
 def test_what_only_a_gpu_shows_is_selected_and_nothing_twice(selected):
-    everything = Counter(name for names in selected.values() for name in names)
+    everything = Counter(name for step in TESTS for name in selected[step])
     assert max(everything.values()) == 1
     for test in ("test_nvcc_half", "test_a_cuda_graph_replays_forward_and_backward", "test_automatic_choice_on_a_gpu"):
         assert any(f"::{test}" in name for name in everything), test
     graphs = [name for name in everything if "test_a_cuda_graph_replays" in name]
     assert len(graphs) == 2
-
-
-def test_nothing_is_needed_that_a_bare_machine_lacks():
-    """Programs are imported and tests collected where what draws, exports and trains is not installed."""
-    code = """
-import sys
-for name in ("tqdm", "matplotlib", "sklearn", "onnx", "onnxruntime", "onnxscript", "pandas"):
-    sys.modules[name] = None
-from bench import table
-from bench.gpu_check import __main__, device, precompile, sanitize
-from bench.profiling import step_profile
-import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--collect-only", "tests/ops", "tests/device"]))
-"""
-    done = run("-c", code)
-    assert done.returncode == 0 and "tests collected" in done.stdout, done.stdout + done.stderr
 
 
 def members(folder, stage):
