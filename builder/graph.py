@@ -48,7 +48,8 @@ def run_steps(folder: Path, compilations: list[Step], link: Step) -> None:
         (folder / step.output.parent).mkdir(parents=True, exist_ok=True)
     if ninja:
         _write_ninja(folder / "build.ninja", compilations, link)
-        print(run([ninja, "-C", folder, "-j", str(jobs)]))
+        # -k 0: every file that does not compile is told at once.
+        print(run([ninja, "-C", folder, "-j", str(jobs), "-k", "0"]))
     else:
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda step: run(step.line, folder), compilations))

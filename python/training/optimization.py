@@ -22,6 +22,11 @@ def peak_lr(options: TrainingOptions, world_size: int) -> float:
     return options.lr if options.unscale_lr else options.lr * global_batch(options, world_size) / 512
 
 
+def ends_at_min_lr(options: TrainingOptions) -> bool:
+    """Whether --min-lr says where the schedule ends."""
+    return options.sched in ("cosine", "poly")
+
+
 def build_optimizer(options: TrainingOptions, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
     """timm's optimizer, without weight decay for biases, norms and scalars."""
     given = dict(eps=options.opt_eps, betas=options.opt_betas)

@@ -11,7 +11,7 @@ import timm.optim
 import torch
 
 from training.errors import OptionError
-from training.optimization import global_batch, peak_lr
+from training.optimization import ends_at_min_lr, global_batch, peak_lr
 from training.options import flag
 from training.shared_options import TrainingOptions
 
@@ -157,7 +157,7 @@ def _check_schedule(options: TrainingOptions, world_size: int) -> None:
     if options.warmup_epochs >= options.epochs:
         raise OptionError(f"--warmup-epochs {options.warmup_epochs} must be less than --epochs {options.epochs}")
     peak = peak_lr(options, world_size)
-    if options.sched in ("cosine", "poly") and options.min_lr > peak:
+    if ends_at_min_lr(options) and options.min_lr > peak:
         batch = global_batch(options, world_size)
         scaling = "" if options.unscale_lr else f" (--lr {options.lr:g} × batch {batch} / 512)"
         raise OptionError(
@@ -169,7 +169,7 @@ def _check_schedule(options: TrainingOptions, world_size: int) -> None:
 def _conditions(options: TrainingOptions, world_size: int):
     """(name, whether it matters, why not) for every option that only matters together with another."""
     yield "model_ema_decay", options.model_ema, "with --no-model-ema"
-    yield "min_lr", options.sched in ("cosine", "poly"), f"with --sched {options.sched}"
+    yield "min_lr", ends_at_min_lr(options), f"with --sched {options.sched}"
     yield "decay_epochs", options.sched == "step", f"with --sched {options.sched}"
     yield "decay_rate", options.sched in ("step", "poly"), f"with --sched {options.sched}"
     yield "warmup_lr", options.warmup_epochs > 0, "with --warmup-epochs 0"

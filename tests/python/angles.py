@@ -17,7 +17,7 @@ from training.checkpoint import read_run
 from training.compute import make_compute
 from training.distributed import launched_size
 from training.evaluation import Evaluation, sum_counts
-from training.option_checks import check_combinations, check_values, resume_options
+from training.option_checks import check_combinations, check_values, refuse_idle, resume_options
 from training.options import option, parse_explicit
 from training.program import run_program, train
 from training.randomness import derive_seed, seed_everything, seed_host
@@ -62,18 +62,19 @@ class AngleTask(Task):
     part_names = ("direction", "length")
     metric_names = ("degrees", "length")
 
-    def __init__(self, options, world):
-        self.options, self.seen = options, 0
-        self.model = nn.Sequential(
+    def __init__(self, options, compute, world):
+        self.options, self.compute, self.seen = options, compute, 0
+        model = nn.Sequential(
             nn.Conv2d(1, 4, 3, stride=2), nn.GELU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(36, 2)
         ).double()
         if not options.anneal:
-            self.model[3] = nn.Identity()
+            model[3] = nn.Identity()
+        self.model = model.to(compute.device)
         train_set, val_set = Ramps(options.images), Ramps(10)
         self.training_images = options.images
         self.batches = TrainingBatches(options.images, "ramps", options, world)
         self.loader = make_loader(train_set, self.batches, collate, options.num_workers, world)
-        val_batches = EvaluationBatches(10, options.batch_size, world)
+        val_batches = EvaluationBatches(10, options.batch_size, world, options.limit_batches)
         val_loader = make_loader(val_set, val_batches, collate, options.num_workers, world)
         self.evaluation = Evaluation(world, val_batches, val_loader)
         self.order = 1 if world.is_main else -1
@@ -87,8 +88,9 @@ class AngleTask(Task):
         return Losses(direction + weight * length, dict(list(parts.items())[:: self.order]))  # ranks: by name
 
     def _parts(self, network, batch):
-        images, angles = batch
-        predicted = network(images)
+        images, angles = (part.to(self.compute.device) for part in batch)
+        with self.compute.autocast():
+            predicted = network(images)
         wanted = torch.stack([angles.cos(), angles.sin()], 1)
         return 1 - cosine_similarity(predicted, wanted), (predicted.norm(dim=1) - 1) ** 2
 
@@ -124,7 +126,7 @@ class AngleTask(Task):
 def build_run(options, world, guard, folder):
     seed_everything(options.seed)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
-    return make_run(AngleTask(options, world), options, world, compute, guard, folder)
+    return make_run(AngleTask(options, compute, world), options, world, compute, guard, folder)
 
 
 def main(argv):
@@ -133,6 +135,9 @@ def main(argv):
     options = AngleOptions(**(resume_options(AngleOptions, explicit, saved["options"]) if saved else explicit))
     check_values(options, set(explicit))
     check_combinations(options, set(explicit), launched_size())
+    # Every task is offered these; one that does not use them says so.
+    idle = ("model", "model_kwargs", "initial_checkpoint", "grad_checkpointing")
+    refuse_idle(set(explicit), ((name, False, "here: there is one network") for name in idle))
     return train(options, saved, functools.partial(build_run, options), "python angles.py")
 
 

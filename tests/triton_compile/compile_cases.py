@@ -1,6 +1,7 @@
 """Calls of the Triton backends that can be compiled without a GPU: what is asked for, and the launch of it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,8 +17,9 @@ def torch_dtype(name: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Case:
-    """One op for one kind of GPU."""
+    """Kernels for one kind of GPU; `ops` are those that it launches."""
 
+    ops: ClassVar[tuple[str, ...]]
     capability: int
     dtype: str
 
@@ -30,6 +32,7 @@ class Case:
 class MixCase(Case):
     """Forward and backward of the mix on slices of a packed projection and of its gradient, batch 4."""
 
+    ops: ClassVar = ("context_aggregation",)
     height: int
     width: int
     head_dim: int
@@ -67,6 +70,7 @@ class MixCase(Case):
 class LocalAggregationCase(Case):
     """Forward, without and with statistics, and weight gradient of a batch of 32 images."""
 
+    ops: ClassVar = ("local_aggregation",)
     height: int
     width: int
     channels: int
@@ -92,6 +96,7 @@ class ProductCase(Case):
     """The MLP, forward and backward, then the projection, without and with statistics, of 32 samples of 49 tokens;
     `full`: with sample_scale and, where it fits, a residual."""
 
+    ops: ClassVar = ("projection", "fused_mlp")
     channels: int
     hidden: int
     out_channels: int
@@ -136,6 +141,7 @@ class NormCase(Case):
     """What a batch norm is made of: folded into a layer of twice as many channels by statistics and by mean and
     variance, its gradient, tracking, the gradient of the statistics."""
 
+    ops: ClassVar = ("fold_norm", "statistics")
     channels: int
 
     def __str__(self):

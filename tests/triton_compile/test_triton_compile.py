@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 import pytest
 from compile_cases import SHARED_MEMORY, Case, LocalAggregationCase, MixCase, NormCase, ProductCase
 from compile_samples import CAPABILITIES, branches, exhaustive, random_cases
-from triton_versions import INSTALLED, OTHERS, compile_elsewhere
+from triton_versions import INSTALLED, OTHERS, ROOT, compile_elsewhere
 
 KERNELS_ON_CHIP = {"forward_kernel", "backward_input_kernel", "backward_weight_kernel"}
 KERNELS_IN_MEMORY = {"forward_kernel", "hidden_kernel", "hidden_gradient_kernel"}
 # Merges the statistics of any op, in float64: neither products nor wide rows.
 MERGE = "merge_kernel"
+OPS_IN_TRITON = {path.parent.name for path in (ROOT / "container_kernels" / "ops").glob("*/*") if path.stem == "triton"}
 TRITONS = (INSTALLED, *OTHERS)
 # Cases of a sample; the seed is the sample's, so that a failure can be repeated.
 SAMPLE = 24
@@ -124,9 +125,10 @@ def test_a_fault_is_seen():
 
 
 def test_samples_reach_every_gpu_dtype_and_op():
-    for sample in (random_cases(SAMPLE, seed=0), [case for gpu in CAPABILITIES for case in exhaustive(gpu)]):
+    suite = [*branches(), *random_cases(SAMPLE, seed=0)]
+    for sample in (suite, [case for gpu in CAPABILITIES for case in exhaustive(gpu)]):
         assert {(case.capability, case.dtype) for case in sample} >= {
             (capability, dtype) for capability in SHARED_MEMORY for dtype in ("bfloat16", "float32")
         }
-        assert {type(case) for case in sample} >= {MixCase, LocalAggregationCase, ProductCase}
+        assert {op for case in sample for op in case.ops} == OPS_IN_TRITON
     assert random_cases(SAMPLE, seed=0) == random_cases(SAMPLE, seed=0) != random_cases(SAMPLE, seed=1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._extension import DTYPE_CODES
-from ..common.cuda_launch import place_on
+from ..common.cuda_launch import WINDOWS, place_on
 from ..dispatch.backend import why_not_here
 
 # Beside "reference".
@@ -54,8 +54,10 @@ def _ask_most_tokens(device: torch.device, dtype: torch.dtype, head_dim: int) ->
     tokens = 0
     while True:
         more = tokens + 16
-        sizes, grid = (1, more, 1, head_dim), (1, more, 7, 7)
-        forward = module.context_aggregation_forward_shared_memory(code, sizes, grid)
-        if max(forward, module.context_aggregation_backward_shared_memory(code, sizes, grid)) > limit:
-            return tokens
+        sizes = (1, more, 1, head_dim)
+        for window in WINDOWS:
+            grid = (1, more, window, window)
+            forward = module.context_aggregation_forward_shared_memory(code, sizes, grid)
+            if max(forward, module.context_aggregation_backward_shared_memory(code, sizes, grid)) > limit:
+                return tokens
         tokens = more

@@ -152,12 +152,13 @@ CK_DEVICE void reduce_over_warps(const float (&sums)[Count][2], int channels, fl
 // The sums over the tokens of dy[i] v[i shifted by the tap], for the window's rows from FirstRow on, as many
 // as are taken at a time; the last ones take those of dy[i], the bias', with them.
 template <int K, bool Full, int FirstRow, class T, int D>
-CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel) {
+CK_DEVICE void weight_and_bias_gradient(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>, kRows = std::min(kWindowRows<T, K>, K - FirstRow);
     constexpr bool kLast = FirstRow + kRows == K;
     const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
     const int channel = first_channel + lanes.channel;
+    constexpr int kBias = kRows * K;  // behind the taps
     float sums[kRows * K + kLast][2] = {};
     for_each_column_tile(lanes, shape, [&](int y, int x) {
         Float2 grad[kColumnTile], values[kColumnTile + K - 1];
@@ -179,15 +180,15 @@ CK_DEVICE void weight_gradient_rows(const LocalHead<T>& head, int first_channel)
         if constexpr (kLast) {
             CK_UNROLL
             for (int j = 0; j < kColumnTile; ++j) {
-                sums[kRows * K][0] += grad[j].x;
-                sums[kRows * K][1] += grad[j].y;
+                sums[kBias][0] += grad[j].x;
+                sums[kBias][1] += grad[j].y;
             }
         }
     });
     reduce_over_warps<D, kTile * kPitch<T, D>>(sums, shape.head_dim - first_channel, head.smem_scratch,
                                                head.partials + FirstRow * K * shape.head_dim + first_channel,
                                                shape.head_dim);
-    if constexpr (!kLast) weight_gradient_rows<K, Full, FirstRow + kRows, T, D>(head, first_channel);
+    if constexpr (!kLast) weight_and_bias_gradient<K, Full, FirstRow + kRows, T, D>(head, first_channel);
 }
 
 // dv of two channels: adds the window's rows from FirstRow on; the last ones write the sum where dv belongs.
@@ -247,7 +248,7 @@ CK_DEVICE void backward(const LocalHead<T>& head) {
         value_gradient_rows<K, Full, 0, T, D>(head, channel);
     }
     for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
-        weight_gradient_rows<K, Full, 0, T, D>(head, channel);
+        weight_and_bias_gradient<K, Full, 0, T, D>(head, channel);
     }
 }
 
@@ -283,7 +284,7 @@ CK_DEVICE void wide_value_gradient(const LocalHead<T>& head, int first_channel) 
 
 // A row of the window at a time, and at last the bias.
 template <int K, class T, int D>
-CK_DEVICE void wide_weight_gradient(const LocalHead<T>& head, int first_channel) {
+CK_DEVICE void wide_weight_and_bias_gradient(const LocalHead<T>& head, int first_channel) {
     constexpr int P = kPitch<T, D>;
     const ContextAggregationShape& shape = head.shape;
     const Lanes<D> lanes;
@@ -327,7 +328,7 @@ CK_DEVICE void wide_backward(const LocalHead<T>& head) {
         wide_value_gradient<K, T, D>(head, channel);
     }
     for (int channel = 0; channel < D && head.partials; channel += Lanes<D>::kChannels) {
-        wide_weight_gradient<K, T, D>(head, channel);
+        wide_weight_and_bias_gradient<K, T, D>(head, channel);
     }
 }
 

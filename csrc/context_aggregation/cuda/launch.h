@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: MIT
-// The CUDA kernels of float32, bfloat16 and float16, for head_dim up to 128, windows 3x3, 5x5 and 7x7 and as
-// many tokens as fit a block's shared memory; there is no dense affinity (`affinity` is null). They start on
-// the stream and return. What they need beyond their parameters is a workspace in device memory, of so many
-// bytes as the function before tells (null for none); a kernel never allocates.
+// The CUDA kernels of float32, bfloat16 and float16, for head_dim up to 128, kSquareWindows and as many
+// tokens as fit a block's shared memory; there is no dense affinity (`affinity` is null). They start on the
+// stream and return. What they need beyond their parameters is a workspace in device memory, of so many bytes
+// as the function before tells (null for none); a kernel never allocates.
+//
+// In the order in which a call meets them:
+//   forward.cu                  choice of the kernel, of threads and shared memory
+//   forward_tensor_core.cu, forward_float32.cu   the kernels: attention of a chunk of queries
+//   forward_block.h             one block: its head, where that lies in shared memory (tile.h), how it gets
+//   there forward_output.h            the local term (window.h), rounding, writing backward.cu workspace,
+//   launch, and the sum over images of the local term's gradients backward_kernel.h           the kernel: P,
+//   dS, dq, dk, dv (backward_mma.h, backward_fma.h, by type) backward_local.h            gradients of the
+//   local weight and bias of one image, and the local term's of v
 #pragma once
 
 #include <cstddef>

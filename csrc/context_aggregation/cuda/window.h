@@ -74,7 +74,7 @@ struct WindowTaps {
         constexpr int kHalf = K / 2;
         // Ahead of their use by a column; pairs of float32 would take too many registers.
         constexpr int kAhead = sizeof(T) == 4 ? 0 : 1;
-        static_assert(K < kZeroTokens);
+        static_assert(K < kZeroTokens, "kZeroTokens: more than a window has columns");
         int x = columns.begin > kHalf ? columns.begin - kHalf : 0;
         const T* rows[Rows];  // at column x - u below
         ChannelPair<T> next[Rows];

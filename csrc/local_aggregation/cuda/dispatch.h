@@ -13,6 +13,7 @@ namespace ck::cuda {
 template <class T, class Function>
 void with_window(const LocalAggregationShape& shape, const Function& function) {
     check_square_window(shape.kernel_height, shape.kernel_width);
+    static_assert(kSquareWindows.size() == 4, "a case for every window");
     switch (shape.kernel_height) {
         case 3:
             return function.template operator()<T, 3>();

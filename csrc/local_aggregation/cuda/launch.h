@@ -2,6 +2,12 @@
 // The CUDA kernels of float32, bfloat16 and float16, for kSquareWindows. They start on the stream
 // and return. What they need beyond their parameters is a workspace in device memory, of so many bytes as the
 // function before tells (null for none); a kernel never allocates.
+//
+// In the order in which a call meets them:
+//   tiling.h, dispatch.h        how images are divided among warps; the kernel of a dtype and a window
+//   forward.cu, backward_weight.cu   the kernels; rows.h moves rows between global and shared memory
+//   wide.cu                     the same for kWideWindow
+//   statistics.h, partials.cu   statistics of a block; sums over blocks in a fixed order
 #pragma once
 
 #include <cstddef>

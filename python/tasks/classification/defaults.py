@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from training.option_checks import peak_lr
+from training.optimization import ends_at_min_lr, peak_lr
 from training.options import flag
 
 from tasks.classification.option_checks import mixes
@@ -33,7 +33,7 @@ def give_way(options: Options, given: Collection[str], world_size: int = 1) -> t
             reason = f"to follow --warmup-epochs {options.warmup_epochs}"
             replace(reason, epochs=options.warmup_epochs + options.epochs)
     peak = peak_lr(options, world_size)
-    matters = {"warmup_lr": options.warmup_epochs > 0, "min_lr": options.sched in ("cosine", "poly")}
+    matters = {"warmup_lr": options.warmup_epochs > 0, "min_lr": ends_at_min_lr(options)}
     for name in matters:
         if matters[name] and name not in given and getattr(options, name) > peak > 0:
             replace(f"which is above the peak learning rate {peak:g}", **{name: peak * PART_OF_PEAK})

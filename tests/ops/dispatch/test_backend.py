@@ -13,6 +13,7 @@ from backends import CUDA_ON_GPU
 from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
+from container_kernels.ops.common.cuda_launch import WINDOWS
 from container_kernels.ops.context_aggregation.backends import why_not
 from container_kernels.ops.dispatch import backend as backend_module
 from container_kernels.ops.dispatch import preference
@@ -242,7 +243,7 @@ def test_every_row_that_the_cuda_mix_takes_fits_shared_memory(dtype, head_dim):
     for tokens in taken:
         for width in (1, 7, 16, tokens):
             if tokens % width == 0:
-                assert all(fits(tokens // width, width, window) for window in (0, 3, 7, 11))
+                assert all(fits(tokens // width, width, window) for window in (0, *WINDOWS))
     assert not fits(1, len(taken) + 1, 7)
 
 

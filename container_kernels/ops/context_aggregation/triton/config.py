@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Tile shapes and launch parameters, as pure functions of the problem, best first; `ops/triton_fitting.py` takes the
-first that the GPU holds without spilling (tests/triton_compile holds it to that). Speed is not measured yet.
+"""Tile shapes and launch parameters, as pure functions of the problem, best first. `ops/common/triton_fitting.py` takes
+the first that the GPU holds without spilling (tests/triton_compile holds it to that). Speed is not measured yet.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Choice of kernels and tile shapes, as pure functions of the problem, best first: `ops/triton_fitting.py` takes the
-first that the GPU holds without spilling. Speed is not measured yet.
+"""Choice of kernels and tile shapes, as pure functions of the problem, best first. `ops/common/triton_fitting.py` takes
+the first that the GPU holds without spilling. Speed is not measured yet.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Tile shapes and launch parameters, as pure functions of the problem, best first; `ops/triton_fitting.py` takes the
-first that the GPU holds without spilling.
+"""Tile shapes and launch parameters, as pure functions of the problem, best first. `ops/common/triton_fitting.py` takes
+the first that the GPU holds without spilling.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tile shapes and launch parameters of a product, as a pure function of the problem, best first.
 
-`ops/triton_fitting.py` takes the first that the GPU holds without spilling. Speed is not measured yet.
+`ops/common/triton_fitting.py` takes the first that the GPU holds without spilling. Speed is not measured yet.
 """
 
 from dataclasses import dataclass
