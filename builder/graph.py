@@ -48,8 +48,7 @@ def run_steps(folder: Path, compilations: list[Step], link: Step) -> None:
         (folder / step.output.parent).mkdir(parents=True, exist_ok=True)
     if ninja:
         _write_ninja(folder / "build.ninja", compilations, link)
-        # -k 0: every file that does not compile is told at once.
-        print(run([ninja, "-C", folder, "-j", str(jobs), "-k", "0"]))
+        print(run([ninja, "-C", folder, "-j", str(jobs)]))
     else:
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda step: run(step.line, folder), compilations))

@@ -162,12 +162,12 @@ def checkout(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("checkout")
-def test_cuda_kernels_on_the_host_need_a_checkout():
+def test_the_emulator_needs_a_checkout():
     with pytest.raises(RuntimeError, match=r"needs a source checkout, found no .*setup\.py"):
         _extension.load_cuda_emulator()
 
 
-def test_a_failing_host_build_is_told_and_not_tried_again(checkout):
+def test_a_failing_build_of_the_emulator_is_told_and_not_tried_again(checkout):
     setup = """
 import sys
 open("tried", "a").write(sys.argv[-1] + "\\n")

@@ -7,7 +7,7 @@ from .checkpoint import load_checkpoint
 from .container import Container
 from .isotropic import IsotropicContainer
 
-# The name until version 0.1.
+# The name before version 0.1.0.
 ColumnContainer = IsotropicContainer
 
 __all__ = ["ColumnContainer", "Container", "IsotropicContainer", "Network", "load_checkpoint"]

@@ -16,7 +16,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """A state dict with this package's names and shapes, from one with the release's, DeiT's, timm's or already ours.
 
     Weights may lie under "model" or "state_dict", as training programs save them. Position embeddings and dense
-    affinities of another image size are resized to the model's (`resizing.py`).
+    affinities of another image size are resized to the model's (`grid_resizing.py`).
     """
     for wrapper in ("model", "state_dict"):
         if isinstance(state_dict.get(wrapper), dict):

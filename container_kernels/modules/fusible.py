@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Reasons why a block has to call its layers instead of computing what they do; None where there is no reason.
 
-Only where the difference cannot be seen: a layer that was replaced or parametrized is of another class, one that is
-listened to or sharded has hooks, one that was wrapped in place has a `forward` of its own, one that was quantized has
-tensors of another class. Such layers are called, and the rest of the block is fused around them. Hooks of all modules
-(`register_module_forward_hook`) do not count: programs that measure use them, and would measure something else. They
-see the block as one.
+A block computes in place of calling only where the difference cannot be seen: a layer that was replaced or parametrized
+is of another class, one that is listened to or sharded has hooks, one that was wrapped in place has a `forward` of its
+own, one that was quantized has tensors of another class. Such layers are called, and the rest of the block is fused
+around them. Hooks of all modules (`register_module_forward_hook`) do not count: programs that measure use them, and
+would measure something else. They see the block as one.
 """
 
 from timm.layers import DropPath

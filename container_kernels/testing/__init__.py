@@ -7,7 +7,7 @@ from .cuda_emulator import emulate_cuda
 from .eager import eager_context_aggregation, eager_fused_mlp, eager_local_aggregation, eager_projection
 from .inputs import MixCase, MixInputs
 
-# The name until version 0.1.
+# The name before version 0.1.0.
 run_cuda_on_host = emulate_cuda
 
 __all__ = [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Matrix products whose left factor is read one number at a time, in whatever layout it has, and whose right
+// Matrix products whose left operand is read one number at a time, in whatever layout it has, and whose right
 // factor and result are panels: up to kNRVectors vectors wide, the accumulators of one row in registers.
 #pragma once
 
@@ -25,7 +25,7 @@ CK_INLINE void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64
     }
 }
 
-// The left factor: (row, k) is at data[row * stride + k], or at data[k * stride + row] when transposed.
+// The left operand: (row, k) is at data[row * stride + k], or at data[k * stride + row] when transposed.
 template <bool Transposed, class A>
 struct OperandA {
     const A* data;
@@ -66,22 +66,22 @@ CK_INLINE Panel<const A> read_only(Panel<A> panel) {
     return {panel.data, panel.stride};
 }
 
-// How so many columns (or rows) are divided into parts of at most `most`, at whole vectors and as large as
-// each other otherwise: the last one is not left to be thin. There is always one.
+// Splits `columns` (or rows) into the fewest near-equal blocks of at most `max`, in whole vectors; at least
+// one.
 template <class A>
 struct Blocks {
     int64_t columns, count;
 
-    explicit Blocks(int64_t columns, int64_t most)
-        : columns(columns), count(columns > most ? ceil_div(columns, most) : 1) {}
+    explicit Blocks(int64_t columns, int64_t max)
+        : columns(columns), count(columns > max ? ceil_div(columns, max) : 1) {}
 
-    // The first column of a part.
-    int64_t begin(int64_t part) const {
-        const int64_t first = part * ceil_div(columns, kLanes<A>) / count * kLanes<A>;
+    // The first column of a block.
+    int64_t begin(int64_t block) const {
+        const int64_t first = block * ceil_div(columns, kLanes<A>) / count * kLanes<A>;
         return first < columns ? first : columns;
     }
-    int size(int64_t part) const { return static_cast<int>(begin(part + 1) - begin(part)); }
-    int vectors(int64_t part) const { return static_cast<int>(ceil_div(size(part), kLanes<A>)); }
+    int size(int64_t block) const { return static_cast<int>(begin(block + 1) - begin(block)); }
+    int vectors(int64_t block) const { return static_cast<int>(ceil_div(size(block), kLanes<A>)); }
 };
 template <class A>
 Blocks<A> panels_of(int64_t columns) {

@@ -79,7 +79,7 @@ void expect_numbers(const std::string& what, const Memory<T>& memory) {
 }
 
 template <class T>
-void run_depthwise(int64_t batch, int height, int width, int channels, int window) {
+void run_local_aggregation(int64_t batch, int height, int width, int channels, int window) {
     const LocalAggregationShape shape{batch, height, width, channels, window, window};
     const int64_t elements = batch * height * width * channels, taps = window * window;
     const Memory<T> x(random_numbers<T>(elements)), grad_out(random_numbers<T>(elements)),
@@ -109,7 +109,7 @@ void run_depthwise(int64_t batch, int height, int width, int channels, int windo
 
 // q, k, v as slices of one packed projection. No window when it is 0.
 template <class T>
-void run_mix(int64_t batch, int height, int width, int64_t heads, int head_dim, int window) {
+void run_context_aggregation(int64_t batch, int height, int width, int64_t heads, int head_dim, int window) {
     const int64_t tokens = height * width, channels = heads * head_dim, elements = batch * tokens * channels;
     const int64_t taps = window * window;
     const ContextAggregationShape shape{
@@ -152,16 +152,16 @@ void run_mix(int64_t batch, int height, int width, int64_t heads, int head_dim, 
 
 template <class T>
 void run_all() {
-    run_depthwise<T>(1, 1, 1, 1, 3);
-    run_depthwise<T>(3, 7, 7, 72, 5);
-    run_depthwise<T>(1, 9, 11, 35, 7);
-    run_depthwise<T>(2, 5, 17, 64, 3);
-    run_depthwise<T>(1, 6, 9, 70, 11);
-    run_mix<T>(1, 1, 1, 1, 8, 3);
-    run_mix<T>(2, 7, 7, 3, 32, 5);
-    run_mix<T>(1, 9, 9, 1, 20, 7);
-    run_mix<T>(1, 6, 5, 2, 32, 11);
-    run_mix<T>(1, 3, 6, 2, 64, 0);
+    run_local_aggregation<T>(1, 1, 1, 1, 3);
+    run_local_aggregation<T>(3, 7, 7, 72, 5);
+    run_local_aggregation<T>(1, 9, 11, 35, 7);
+    run_local_aggregation<T>(2, 5, 17, 64, 3);
+    run_local_aggregation<T>(1, 6, 9, 70, 11);
+    run_context_aggregation<T>(1, 1, 1, 1, 8, 3);
+    run_context_aggregation<T>(2, 7, 7, 3, 32, 5);
+    run_context_aggregation<T>(1, 9, 9, 1, 20, 7);
+    run_context_aggregation<T>(1, 6, 5, 2, 32, 11);
+    run_context_aggregation<T>(1, 3, 6, 2, 64, 0);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // What every operation of the device runtime means, checked against arithmetic that does not use it. Compiled
-// by nvcc it runs on a GPU, by a C++ compiler in the emulator: the same expectations hold for both halves. Prints
-// a line for each check; ends with status 1 if one fails.
+// by nvcc it runs on a GPU, by a C++ compiler in the emulator: the same expectations hold for both halves.
+// Prints a line for each check; ends with status 1 if one fails.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -257,7 +257,7 @@ def test_backends_agree(name, settings):
 
 @pytest.mark.parametrize("name", ["container_light", "deit_small"])
 def test_images_are_checked_at_the_door(name):
-    """Also of a backbone, whose last stages may be gone; a column has a size of its own."""
+    """Also of a backbone, whose last stages may be gone; an isotropic network has a size of its own."""
     model = tiny_network(name, embed_dim=24) if name == "deit_small" else tiny()
     for shape in ((3, 32, 32), (2, 32, 32), (2, 4, 32, 32), (2, 1, 3, 32, 32)):
         for run in (model, model.forward_features, model.forward_intermediates):

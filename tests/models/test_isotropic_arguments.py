@@ -1,4 +1,4 @@
-"""Every argument of a column network reaches its place, and what timm knows of the network is right."""
+"""Every argument of an isotropic network reaches its place, and what timm knows of the network is right."""
 
 import pytest
 import timm

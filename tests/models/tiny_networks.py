@@ -11,13 +11,13 @@ _PYRAMID = {
     "num_heads": (1, 2, 2, 3),
     "mlp_ratios": (2, 2, 2, 2),
 }
-_COLUMN = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2}
+_ISOTROPIC = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2}
 _MIXER = {"hidden_tokens": 6}
 
 
 def tiny(name, **arguments):
-    """A network for 32×32 images (columns) or any (pyramids), with 10 classes."""
-    own = _PYRAMID if name in PYRAMIDS else _COLUMN | (_MIXER if "mixer" in name else {})
+    """A network for 32×32 images (isotropic) or any (pyramids), with 10 classes."""
+    own = _PYRAMID if name in PYRAMIDS else _ISOTROPIC | (_MIXER if "mixer" in name else {})
     if name == "mixer":
         own = own | {"num_heads": 1}
     return timm.create_model(name, **{**own, "num_classes": 10, **arguments})

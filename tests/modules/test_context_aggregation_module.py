@@ -217,7 +217,7 @@ def test_empty_batch(settings):
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 6, 1, 1), (1, 1, 4, 3)], ids=str)
-def test_pointwise_is_a_1x1_convolution(shape, dtype, channels_last):
+def test_a_channel_linear_is_a_1x1_convolution(shape, dtype, channels_last):
     layer = ChannelLinear(shape[1], 5, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
     x = x.to(memory_format=torch.channels_last) if channels_last else x

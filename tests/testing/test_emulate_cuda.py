@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from container_kernels import _extension, context_aggregation, local_aggregation, use_backend
-from container_kernels.testing import emulate_cuda
+from container_kernels.testing import emulate_cuda, run_cuda_on_host
 
 X = torch.randn(1, 5, 6, 4)
 WEIGHT = torch.randn(4, 3, 3)
@@ -110,3 +110,7 @@ def test_one_graph_serves_rows_of_any_length(fresh_compiler):
             v = torch.randn(2, tokens, 3, 8)
             torch.testing.assert_close(aggregate(v), context_aggregation(v, v, v, backend="reference"))
     assert len(graphs) == 1
+
+
+def test_the_old_name_is_kept():
+    assert run_cuda_on_host is emulate_cuda

@@ -44,7 +44,7 @@ def mix(capability: int, dtype: str, grid: tuple[int, int], head_dim: int, windo
     return MixCase(capability, dtype, *grid, head_dim, window=(window, window), **others)
 
 
-# The mix of a network's stages and columns.
+# The mix of stages, and of isotropic networks.
 STAGES = (
     lambda capability, dtype, head_dim: mix(capability, dtype, (7, 7), head_dim, 5),
     lambda capability, dtype, head_dim: mix(capability, dtype, (14, 14), head_dim, 5),
@@ -55,7 +55,7 @@ STAGES = (
 
 def branches() -> list[Case]:
     """One case per branch of the launch rules: whole rows and tiles, accumulator widths, padding, static terms, and
-    the columns of DeiT-S and CONTAINER-PAM."""
+    the isotropic DeiT-S and CONTAINER-PAM."""
     cases = []
     for capability in (80, 90):
         cases += [

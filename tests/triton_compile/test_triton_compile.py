@@ -16,9 +16,23 @@ KERNELS_IN_MEMORY = {"forward_kernel", "hidden_kernel", "hidden_gradient_kernel"
 # Merges the statistics of any op, in float64: neither products nor wide rows.
 MERGE = "merge_kernel"
 OPS_IN_TRITON = {path.parent.name for path in (ROOT / "container_kernels" / "ops").glob("*/*") if path.stem == "triton"}
+# For the ops that a sample does not have by chance.
+ONE_PER_OP = (
+    MixCase(90, "bfloat16", 14, 14, 32, window=(5, 5)),
+    LocalAggregationCase(80, "bfloat16", 14, 14, 64, (5, 5)),
+    ProductCase(90, "bfloat16", 64, 256, 64),
+    NormCase(90, "bfloat16", 64),
+)
 TRITONS = (INSTALLED, *OTHERS)
-# Cases of a sample; the seed is the sample's, so that a failure can be repeated.
-SAMPLE = 24
+# Random cases per Triton; each has a seed of its own, so that a failure can be repeated.
+SAMPLE = 8
+
+
+def sample_of(triton: str) -> list[Case]:
+    """Random cases on every GPU, other ones for each Triton, and a call of every op."""
+    drawn = random_cases(SAMPLE, seed=TRITONS.index(triton))
+    known = {op for case in drawn for op in case.ops}
+    return [*drawn, *(case for case in ONE_PER_OP if not set(case.ops) <= known)]
 
 
 def faults(case: Case, kernels: list[dict]) -> Iterable[str]:
@@ -92,8 +106,7 @@ def test_every_branch():
 
 @pytest.mark.parametrize("triton", TRITONS)
 def test_random_sample(triton):
-    """Each Triton compiles its part of the sample."""
-    assert_faultless(random_cases(SAMPLE, seed=0)[TRITONS.index(triton) :: len(TRITONS)], triton)
+    assert_faultless(sample_of(triton), triton)
 
 
 @pytest.mark.slow
@@ -125,10 +138,11 @@ def test_a_fault_is_seen():
 
 
 def test_samples_reach_every_gpu_dtype_and_op():
-    suite = [*branches(), *random_cases(SAMPLE, seed=0)]
-    for sample in (suite, [case for gpu in CAPABILITIES for case in exhaustive(gpu)]):
-        assert {(case.capability, case.dtype) for case in sample} >= {
-            (capability, dtype) for capability in SHARED_MEMORY for dtype in ("bfloat16", "float32")
-        }
+    everything = [case for gpu in CAPABILITIES for case in exhaustive(gpu)]
+    for sample in (*map(sample_of, TRITONS), everything):
+        assert {case.capability for case in sample} == SHARED_MEMORY.keys()
         assert {op for case in sample for op in case.ops} == OPS_IN_TRITON
+    in_suite = [case for triton in TRITONS for case in sample_of(triton)]
+    for sample in (in_suite, everything):
+        assert {case.dtype for case in sample} >= {"bfloat16", "float16", "float32", "tf32"}
     assert random_cases(SAMPLE, seed=0) == random_cases(SAMPLE, seed=0) != random_cases(SAMPLE, seed=1)

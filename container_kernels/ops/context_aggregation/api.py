@@ -12,7 +12,7 @@ from ..dispatch import autocast
 from ..dispatch.backend import choose
 from ..local_aggregation.autograd import local_aggregation_forward
 from .autograd import as_image, context_aggregation_forward
-from .backends import why_not
+from .backends import COMPILED, why_not
 from .inputs import MixArguments
 from .reference import context_aggregation_reference
 from .validation import validate
@@ -113,7 +113,7 @@ def _context_aggregation(
     scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
     op = "local_aggregation" if q is None else "context_aggregation"
     tensors = (v, q, k, alpha, beta, local_weight, local_bias, affinity)
-    chosen = choose(op, backend, why_not, tensors, q is not None, affinity is not None)
+    chosen = choose(op, backend, why_not, tensors, q is not None, affinity is not None, compiled=COMPILED)
     if chosen == "reference":
         return context_aggregation_reference(q, k, v, alpha, beta, local_weight, local_bias, affinity, grid_size, scale)
 

@@ -24,7 +24,6 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from ... import _env, _extension
 from . import preference
 from .recording import is_recorded
-from .registration import DEVICE_TYPES
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -103,7 +102,7 @@ def choose(
     why_not: Callable[..., str | None],
     tensors: tuple[Tensor | float | None, ...],
     *facts,
-    compiled: tuple[str, ...] = tuple(DEVICE_TYPES),
+    compiled: tuple[str, ...],
 ) -> str:
     """The backend that serves this call; under `torch.export` and `torch.jit.trace` always "reference".
 

@@ -64,9 +64,9 @@ def parameters_of(inputs: type, skip: tuple[str, ...] = ()) -> str:
 
 
 def arguments_of(inputs: type, values: tuple, skip: tuple[str, ...] = ()):
-    """The named tuple `inputs` of an operator's arguments `values`, whose signature lacks the fields `skip`: None."""
-    given = iter(values)
-    return inputs(*(None if name in skip else next(given) for name in inputs._fields))
+    """The named tuple `inputs` from an operator's arguments `values`; fields in `skip`, which it has not, are None."""
+    names = [name for name in inputs._fields if name not in skip]
+    return inputs(**dict.fromkeys(skip), **dict(zip(names, values, strict=True)))
 
 
 def refuse_double_backward(name: str, backend: str) -> None:

@@ -11,9 +11,7 @@ from .inputs import MlpArguments, MlpGradients
 
 def forward(inputs: MlpArguments, out: Tensor) -> None:
     """Write sample_scale · (gelu(x w1ᵀ + b1) w2ᵀ + b2) (+ x) to `out` (B, T, C_out)."""
-    _extension.cpu.fused_mlp_forward(
-        *_shape(inputs), *map(pointer, inputs[:-1]), inputs.residual, out.data_ptr()
-    )  # fmt: skip
+    _extension.cpu.fused_mlp_forward(*_shape(inputs), *map(pointer, inputs[:-1]), inputs.residual, out.data_ptr())
 
 
 def backward(inputs: MlpArguments, grad_out: Tensor, grads: MlpGradients) -> None:

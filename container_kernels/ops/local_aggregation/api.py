@@ -15,8 +15,8 @@ from ..dispatch import autocast
 from ..dispatch.backend import choose
 from ..statistics import square_sum
 from .autograd import local_aggregation_forward, local_aggregation_forward_with_moments
-from .backends import why_not
-from .reference import local_aggregation_reference, local_aggregation_with_statistics_reference
+from .backends import COMPILED, why_not
+from .reference import local_aggregation_reference, local_aggregation_with_moments_reference
 from .validation import validate
 
 
@@ -83,7 +83,7 @@ def local_aggregation_with_moments(
     """
     return _aggregate(
         x, weight, bias, residual, backend,
-        local_aggregation_forward_with_moments, local_aggregation_with_statistics_reference,
+        local_aggregation_forward_with_moments, local_aggregation_with_moments_reference,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _aggregate(
         with torch.autocast(device_type, enabled=False):
             x = autocast.cast(x, device_type)
             return _aggregate(x, weight, bias, residual, backend, operator, reference)
-    chosen = choose("local_aggregation", backend, why_not, (x, weight, bias))
+    chosen = choose("local_aggregation", backend, why_not, (x, weight, bias), compiled=COMPILED)
     if chosen == "reference":
         return reference(x, weight, bias, residual)
     dtype = accumulation_dtype(x.dtype)

@@ -44,7 +44,7 @@ def _register(backend: str) -> None:
     def backward(ctx, grad_out):
         return input_gradients(ctx, grad_out, *ctx.saved_tensors)
 
-    def backward_with_statistics(ctx, grad_out, grad_sum, grad_m2):
+    def backward_with_moments(ctx, grad_out, grad_sum, grad_m2):
         x, weight, out, channel_sum = ctx.saved_tensors
         return input_gradients(
             ctx, gradient_through_statistics(backend, out, grad_out, channel_sum, grad_sum, grad_m2), x, weight
@@ -59,7 +59,7 @@ def _register(backend: str) -> None:
 
     for name, formula, save in (
         ("local_aggregation_forward", backward, save_inputs),
-        ("local_aggregation_forward_with_moments", backward_with_statistics, save_inputs_and_out),
+        ("local_aggregation_forward_with_moments", backward_with_moments, save_inputs_and_out),
         ("local_aggregation_backward_weight", double_backward, save_inputs),
     ):
         differentiate(name, backend, formula, save)

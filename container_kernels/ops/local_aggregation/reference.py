@@ -24,7 +24,7 @@ def local_aggregation_reference(x: Tensor, weight: Tensor, bias: Tensor | None, 
     return converted(out.permute(0, 2, 3, 1), x.dtype).contiguous()
 
 
-def local_aggregation_with_statistics_reference(
+def local_aggregation_with_moments_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y as above, rounded to the dtype of x; of this y: Σ_{b,h,w} y and Σ_{b,h,w} (y − mean)², accumulation dtype."""

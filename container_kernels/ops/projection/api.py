@@ -18,7 +18,7 @@ from ..statistics import square_sum
 from .autograd import projection_forward, projection_forward_with_moments
 from .backends import COMPILED, why_not
 from .inputs import ProjectionArguments
-from .reference import projection_reference, projection_with_statistics_reference
+from .reference import projection_reference, projection_with_moments_reference
 from .validation import validate
 
 
@@ -88,7 +88,7 @@ def projection_with_moments(
     """
     return _project(
         x, weight, bias, residual, sample_scale, backend,
-        projection_forward_with_moments, projection_with_statistics_reference,
+        projection_forward_with_moments, projection_with_moments_reference,
     )  # fmt: skip
 
 

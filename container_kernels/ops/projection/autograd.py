@@ -42,7 +42,7 @@ def _register(backend: str) -> None:
     def backward(ctx, grad_out):
         return input_gradients(ctx, grad_out, *ctx.saved_tensors)
 
-    def backward_with_statistics(ctx, grad_out, grad_sum, grad_m2):
+    def backward_with_moments(ctx, grad_out, grad_sum, grad_m2):
         *inputs, out, channel_sum = ctx.saved_tensors
         return input_gradients(
             ctx, gradient_through_statistics(backend, out, grad_out, channel_sum, grad_sum, grad_m2), *inputs
@@ -61,7 +61,7 @@ def _register(backend: str) -> None:
 
     for name, formula, save in (
         ("projection_forward", backward, save_inputs),
-        ("projection_forward_with_moments", backward_with_statistics, save_inputs_and_out),
+        ("projection_forward_with_moments", backward_with_moments, save_inputs_and_out),
         ("projection_backward", double_backward, save_for_double_backward),
     ):
         differentiate(name, backend, formula, save)

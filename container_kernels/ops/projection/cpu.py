@@ -28,12 +28,10 @@ def backward(inputs: ProjectionArguments, grad_out: Tensor, grads: ProjectionGra
     )
 
 
-def _forward(
-    inputs: ProjectionArguments, out: Tensor, channel_sum: Tensor | None, channel_m2: Tensor | None
-) -> None:  # fmt: skip
+def _forward(inputs: ProjectionArguments, out: Tensor, channel_sum: Tensor | None, channel_m2: Tensor | None) -> None:
     _extension.cpu.projection_forward(
         *_shape(inputs), *map(pointer, inputs), *map(pointer, (out, channel_sum, channel_m2))
-    )  # fmt: skip
+    )
 
 
 def _shape(inputs: ProjectionArguments) -> tuple:

@@ -19,7 +19,7 @@ def projection_reference(
     return converted(y if residual is None else y + converted(residual, dtype), x.dtype)
 
 
-def projection_with_statistics_reference(
+def projection_with_moments_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, sample_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y as above, rounded to the dtype of x; of this y: Σ y and Σ (y − mean)² by channel, accumulation dtype."""

@@ -19,7 +19,7 @@ struct LocalHead {
     const T *value, *grad_out;  // in shared memory
     const float* weight;        // (head_dim, K * K)
     float* windows;             // in shared memory, for those of window_channels, where the first ones are
-    float* smem_scratch;        // of floats in shared memory, rows as wide: dv so far, and later other sums
+    float* smem_scratch;        // floats in shared memory, rows as wide: dv so far, and later other sums
     T* out;                     // dv
     int64_t out_stride;
     int out_access;

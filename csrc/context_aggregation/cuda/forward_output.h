@@ -51,8 +51,8 @@ CK_DEVICE void store_pair(T* address, float first, float second) {
     }
 }
 
-// Calls take(x, sums, true) for the columns of an image row with the sums of a window whose weights, (2, K,
-// K), are too many for registers and shared memory.
+// Calls take(x, sums, true) for the columns of an image row with the sums of a window whose weights,
+// (2, K, K), are too many for registers and shared memory.
 template <int K, class T, int Pitch, class Take>
 CK_DEVICE void walk_wide(const float* weight, bool second, const WindowInput<T, Pitch>& input, int y,
                          const Columns& columns, Float2 start, Take&& take) {

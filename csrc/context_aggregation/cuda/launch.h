@@ -5,13 +5,15 @@
 // as the function before tells (null for none); a kernel never allocates.
 //
 // In the order in which a call meets them:
-//   forward.cu                  choice of the kernel, of threads and shared memory
-//   forward_tensor_core.cu, forward_float32.cu   the kernels: attention of a chunk of queries
-//   forward_block.h             one block: its head, where that lies in shared memory (tile.h), how it gets
-//   there forward_output.h            the local term (window.h), rounding, writing backward.cu workspace,
-//   launch, and the sum over images of the local term's gradients backward_kernel.h           the kernel: P,
-//   dS, dq, dk, dv (backward_mma.h, backward_fma.h, by type) backward_local.h            gradients of the
-//   local weight and bias of one image, and the local term's of v
+// clang-format off
+//   forward.cu                         choice of the kernel, of threads and shared memory
+//   forward_tensor_core.cu, forward_float32.cu    the kernels: attention of a chunk of queries
+//   forward_block.h                    one block: its head, where that lies in shared memory (tile.h)
+//   forward_output.h                   the local term (window.h), rounding, writing
+//   backward.cu                        workspace, launch, and the sum over images of the local gradients
+//   backward_kernel.h                  the kernel: P, dS, dq, dk, dv (products: backward_mma.h, backward_fma.h)
+//   backward_local.h                   gradients of the local weight and bias per image, dv of the local term
+// clang-format on
 #pragma once
 
 #include <cstddef>

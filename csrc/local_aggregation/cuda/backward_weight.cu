@@ -128,7 +128,7 @@ backward_weight_kernel(LocalAggregationBackwardWeight params, Tiling tiling, int
     CK_UNROLL
     for (int i = 0; i < K * kColumns; ++i) grad_out[i / kColumns][i % kColumns] = {0, 0};
     unsigned stage = 0;
-    for (int left = tiling.tiles_per_group * steps; left > 0; --left) {
+    for (int left = tiling.row_tiles_per_warp_group * steps; left > 0; --left) {
         copy_async_wait<kAhead - 1>();
         sync_threads();
         fetch((stage + kAhead) % kStages);

@@ -133,8 +133,8 @@ forward_kernel(LocalAggregationForward params, Tiling tiling, int access, float*
     own.statistics.set(kSum, channel, {0, 0});
     own.statistics.set(kSquareSum, channel, {0, 0});
     const auto write = [&](T* out, const Float2(&values)[kColumns], bool is_first) {
-        Float2 pivot{0, 0}, sum{0, 0},
-            square_sum{0, 0};  // of a row: short sums keep the rounding errors small
+        // Of a row: short sums keep the rounding errors small.
+        Float2 pivot{0, 0}, sum{0, 0}, square_sum{0, 0};
         if (partials) {
             if (is_first && columns > 0) {
                 CK_UNROLL

@@ -4,10 +4,12 @@
 // function before tells (null for none); a kernel never allocates.
 //
 // In the order in which a call meets them:
-//   tiling.h, dispatch.h        how images are divided among warps; the kernel of a dtype and a window
-//   forward.cu, backward_weight.cu   the kernels; rows.h moves rows between global and shared memory
-//   wide.cu                     the same for kWideWindow
-//   statistics.h, partials.cu   statistics of a block; sums over blocks in a fixed order
+// clang-format off
+//   tiling.h, dispatch.h               how images are divided among warps; the kernel of a dtype and a window
+//   forward.cu, backward_weight.cu     the kernels; rows.h moves rows between global and shared memory
+//   wide.cu                            the same for kWideWindow
+//   statistics.h, partials.cu          statistics of a block; sums over blocks in a fixed order
+// clang-format on
 #pragma once
 
 #include <cstddef>

@@ -43,7 +43,7 @@ struct Place {
     int first_column;   // of the warp group
 
     CK_DEVICE explicit Place(const Tiling& tiling) {
-        const unsigned block = block_index().x, groups = tiling.groups, tiles = tiling.tiles;
+        const unsigned block = block_index().x, groups = tiling.channel_groups, tiles = tiling.column_tiles;
         part = static_cast<int>(block / groups);
         chunk = static_cast<int>(block / groups / tiles);
         // By a shuffle the compiler knows that it is the same in all lanes, and keeps it, and what follows
@@ -65,8 +65,8 @@ struct RowTile {
     CK_DEVICE RowTile(const Tiling& tiling, const Place& place, int height, int index)
         : image(0), begin(-(1 << 30)), rows(0) {
         const int row_tile =
-            (place.chunk * tiling.tiles_per_group + index) * tiling.warp_groups + place.warp_group;
-        if (index >= tiling.tiles_per_group || row_tile >= tiling.all_row_tiles) return;
+            (place.chunk * tiling.row_tiles_per_warp_group + index) * tiling.warp_groups + place.warp_group;
+        if (index >= tiling.row_tiles_per_warp_group || row_tile >= tiling.all_row_tiles) return;
         image = tiling.whole_images() ? row_tile : row_tile / tiling.row_tiles;
         begin = (row_tile - image * tiling.row_tiles) * tiling.rows_per_tile;
         rows = begin + tiling.rows_per_tile < height ? tiling.rows_per_tile : height - begin;
@@ -91,10 +91,10 @@ struct CopySlice {
     // `channels`: that the image has from the first one of the block on.
     CK_DEVICE CopySlice(int thread, int threads, int channels, const Image& image)
         : distance(image.column_stride) {
-        constexpr int kEach = Aligned ? kVector<T> : 2, kSharers = kGroupChannels / kEach;
-        channel = thread % kSharers * kEach;
-        first = channel < channels ? thread / kSharers : kNoColumn;
-        step = threads / kSharers;
+        constexpr int kEach = Aligned ? kVector<T> : 2, kThreadsPerPixel = kGroupChannels / kEach;
+        channel = thread % kThreadsPerPixel * kEach;
+        first = channel < channels ? thread / kThreadsPerPixel : kNoColumn;
+        step = threads / kThreadsPerPixel;
         second = channel + 1 < channels;
     }
 

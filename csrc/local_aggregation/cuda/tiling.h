@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // How an image batch is divided among warps. A warp has 64 channels, two a lane, of kColumns adjacent
 // columns. The warps of a warp group stand side by side and walk down the rows of a row tile, a run of rows
-// of one image, together. The warp groups of a block walk row tiles of their own, `tiles_per_group` row tiles
-// one after the other.
+// of one image, together. The warp groups of a block walk row tiles of their own, `row_tiles_per_warp_group`
+// row tiles one after the other.
 #pragma once
 
 #include <algorithm>
@@ -22,24 +22,24 @@ constexpr int kMaxThreads = 32 * kMaxWarps;
 constexpr int kMaxRows = 1 << 30;
 
 struct Tiling {
-    int groups;           // of 64 channels
-    int tiles;            // of columns: what the warps of a warp group cover, side by side
-    int column_warps;     // of a warp group
-    int warp_groups;      // of a block
-    int row_tiles;        // of an image
-    int rows_per_tile;    // of a row tile; the last one of an image can have fewer
-    int tiles_per_group;  // row tiles of a warp group
-    int all_row_tiles;    // of all images
-    int chunks;           // of row tiles; a block has one chunk, one tile and one group
+    int channel_groups;            // of 64 channels
+    int column_tiles;              // what the warps of a warp group cover, side by side
+    int column_warps;              // of a warp group
+    int warp_groups;               // of a block
+    int row_tiles;                 // of an image
+    int rows_per_tile;             // of a row tile; the last one of an image can have fewer
+    int row_tiles_per_warp_group;  // row tiles of a warp group
+    int all_row_tiles;             // of all images
+    int chunks;                    // of row tiles; a block has one chunk, one tile and one group
 
     constexpr int threads() const { return 32 * column_warps * warp_groups; }
-    constexpr int64_t parts() const { return int64_t{chunks} * tiles; }  // blocks of a group
-    constexpr int64_t blocks() const { return parts() * groups; }
+    constexpr int64_t parts() const { return int64_t{chunks} * column_tiles; }  // blocks of a group
+    constexpr int64_t blocks() const { return parts() * channel_groups; }
     // Whole images need no halo rows: nothing lies above the first row and below the last one.
     constexpr bool whole_images() const { return row_tiles == 1; }
     // Output columns that a warp group covers.
     constexpr int columns() const { return column_warps * kColumns; }
-    constexpr int padded_channels() const { return groups * kGroupChannels; }
+    constexpr int padded_channels() const { return channel_groups * kGroupChannels; }
 };
 
 // `fixed_rows`: what a block does beside walking, in the time it takes for so many rows. `max_row_tiles`:
@@ -51,11 +51,11 @@ inline Tiling choose_tiling(const LocalAggregationShape& shape, int kernel, int 
                                     std::to_string(shape.batch * shape.height));
     }
     Tiling tiling;
-    tiling.groups = static_cast<int>(ceil_div(shape.channels, kGroupChannels));
+    tiling.channel_groups = static_cast<int>(ceil_div(shape.channels, kGroupChannels));
     const int columns = static_cast<int>(ceil_div(shape.width, kColumns));  // of warps
-    tiling.tiles = static_cast<int>(ceil_div(columns, kMaxWarps));
-    tiling.column_warps = static_cast<int>(ceil_div(columns, tiling.tiles));
-    const int64_t across = int64_t{tiling.tiles} * tiling.groups;
+    tiling.column_tiles = static_cast<int>(ceil_div(columns, kMaxWarps));
+    tiling.column_warps = static_cast<int>(ceil_div(columns, tiling.column_tiles));
+    const int64_t across = int64_t{tiling.column_tiles} * tiling.channel_groups;
 
     const int64_t processors = multiprocessor_count();
     // Narrow images share a block, and the filters that it loads, when there are blocks enough.
@@ -67,17 +67,18 @@ inline Tiling choose_tiling(const LocalAggregationShape& shape, int kernel, int 
     // time is about (warps + 1) · rows. More row tiles mean more warps and more halo rows.
     const int warps = tiling.column_warps * tiling.warp_groups;
     int64_t best = INT64_MAX;
-    const auto consider = [&](int rows_per_tile, int row_tiles, int64_t tiles_per_group) {
-        const int64_t chunks = ceil_div(shape.batch * row_tiles, tiling.warp_groups * tiles_per_group);
+    const auto consider = [&](int rows_per_tile, int row_tiles, int64_t row_tiles_per_warp_group) {
+        const int64_t chunks =
+            ceil_div(shape.batch * row_tiles, tiling.warp_groups * row_tiles_per_warp_group);
         const int64_t load = ceil_div(chunks * across * warps, 4 * processors);
         // A halo row is about half the work of another.
         const int64_t halves = 2 * rows_per_tile + (row_tiles == 1 ? kernel / 2 : kernel - 1);
-        const int64_t time = (load + 1) * (tiles_per_group * halves + 2 * fixed_rows);
+        const int64_t time = (load + 1) * (row_tiles_per_warp_group * halves + 2 * fixed_rows);
         if (time > best) return;
         best = time;
         tiling.row_tiles = row_tiles;
         tiling.rows_per_tile = rows_per_tile;
-        tiling.tiles_per_group = static_cast<int>(tiles_per_group);
+        tiling.row_tiles_per_warp_group = static_cast<int>(row_tiles_per_warp_group);
         tiling.all_row_tiles = static_cast<int>(shape.batch * row_tiles);
         tiling.chunks = static_cast<int>(chunks);
     };

@@ -20,12 +20,12 @@ from container_kernels.testing import (
 SHAPES = {
     "images share a block, the last block has one": (9, 7, 7, 64, 5),
     "blocks of two images of two warps": (16, 3, 14, 20, 3),
-    "several strips, all channel groups, the last one with 2 channels": (2, 21, 9, 130, 5),
+    "several row tiles, all channel groups, the last one with 2 channels": (2, 21, 9, 130, 5),
     "several tiles of columns": (1, 5, 61, 66, 7),
-    "strips of a tall image, one column": (1, 60, 1, 3, 7),
+    "row tiles of a tall image, one column": (1, 60, 1, 3, 7),
     "images one after the other": (67, 2, 2, 3, 5),
-    "strips one after the other": (7, 45, 1, 8, 3),
-    "strips one after the other, images that share a block, missing strips": (17, 21, 1, 5, 5),
+    "row tiles one after the other": (7, 45, 1, 8, 3),
+    "row tiles one after the other, images that share a block, missing row tiles": (17, 21, 1, 5, 5),
     "images lower than the window's reach": (3, 2, 30, 8, 7),
     "a row": (2, 1, 70, 66, 3),
 }
@@ -123,7 +123,7 @@ def test_a_filter_of_one_tap_moves_the_image(backend, size, channels):
 
 @pytest.mark.parametrize("backend", ["cuda"])
 def test_infinities_stay_in_reach(backend):
-    """What lies outside of an image, of a strip or behind the last column is not multiplied into other pixels."""
+    """What lies outside of an image, of a row tile or behind the last column is not multiplied into other pixels."""
     x = torch.zeros(2, 20, 9, 70, device=DEVICES["cuda"])
     x[0, 10, 4, 65] = torch.inf
     out = local_aggregation(x, torch.ones(70, 5, 5, device=x.device), backend="cuda")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The Triton backend of the MLP: launches.
 
-Narrow channels: the hidden layer stays on chip (forward.py, backward.py). Wide channels: its activation and gradient
-are epilogues of tiled products (wide.py), and what remains are a projection and the library's products.
+Narrow channels: the hidden layer stays on chip (narrow_forward.py, narrow_backward.py). Wide channels: its activation
+and gradient are epilogues of tiled products (wide.py), and what remains are a projection and cuBLAS's products.
 """
 
 import torch
