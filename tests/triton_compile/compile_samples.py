@@ -108,14 +108,14 @@ def random_case(draw: random.Random, capability: int, dtype: str) -> Case:
     return NormCase(capability, dtype, size(600))
 
 
-def random_cases(count: int, seed: int) -> list[Case]:
+def random_cases(count: int, seed: int, first_dtype: int = 0) -> list[Case]:
     """`count` different cases, GPUs and dtypes in turn."""
     draw = random.Random(seed)
     cases: dict[Case, None] = {}
     while len(cases) < count:
         turn = len(cases)
         capability = CAPABILITIES[turn % len(CAPABILITIES)]
-        cases[random_case(draw, capability, DTYPES[turn // len(CAPABILITIES) % len(DTYPES)])] = None
+        cases[random_case(draw, capability, DTYPES[(first_dtype + turn // len(CAPABILITIES)) % len(DTYPES)])] = None
     return list(cases)
 
 

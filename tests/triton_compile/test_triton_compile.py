@@ -30,7 +30,8 @@ SAMPLE = 8
 
 def sample_of(triton: str) -> list[Case]:
     """Random cases on every GPU, other ones for each Triton, and a call of every op."""
-    drawn = random_cases(SAMPLE, seed=TRITONS.index(triton))
+    number = TRITONS.index(triton)
+    drawn = random_cases(SAMPLE, seed=number, first_dtype=number)
     known = {op for case in drawn for op in case.ops}
     return [*drawn, *(case for case in ONE_PER_OP if not set(case.ops) <= known)]
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from container_kernels import _extension, context_aggregation, local_aggregation, usable_backends, use_backend
 from container_kernels.ops.common.cuda_launch import WINDOWS
-from container_kernels.ops.context_aggregation.backends import why_not
+from container_kernels.ops.context_aggregation.backends import COMPILED, why_not
 from container_kernels.ops.dispatch import backend as backend_module
 from container_kernels.ops.dispatch import preference
 from container_kernels.ops.dispatch.backend import BACKENDS, choose, why_not_here
@@ -24,7 +24,7 @@ V = torch.randn(1, 4, 2, 8)
 
 
 def ran(tensor=V, backend=None):
-    return choose("context_aggregation", backend, why_not, (tensor,), True, False)
+    return choose("context_aggregation", backend, why_not, (tensor,), True, False, compiled=COMPILED)
 
 
 def test_automatic_choice():
@@ -33,9 +33,8 @@ def test_automatic_choice():
     assert ran(V.to("meta")) == "reference"
     wide = torch.randn(1, 4, 1, 300)
     assert ran(wide) == "reference"  # head_dim over the attention kernels' limit
-    assert (
-        choose("context_aggregation", None, why_not, (wide,), False, False) == "cpu"
-    )  # which static terms do not have
+    # Static terms have no such limit.
+    assert choose("context_aggregation", None, why_not, (wide,), False, False, compiled=COMPILED) == "cpu"
 
 
 def test_automatic_choice_serves_transforms():
@@ -93,7 +92,7 @@ def test_automatic_choice_takes_the_first_that_serves(unusable, expected):
     def why_not(name, tensor):
         return "no" if name in unusable else None
 
-    assert choose("local_aggregation", None, why_not, (described((8, 56, 56, 64)),)) == expected
+    assert choose("local_aggregation", None, why_not, (described((8, 56, 56, 64)),), compiled=COMPILED) == expected
 
 
 @pytest.fixture
