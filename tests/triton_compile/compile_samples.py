@@ -84,6 +84,7 @@ def branches() -> list[Case]:
         *cases,
         mix(80, "float16", (3, 3), 20, 3),
         MixCase(86, "float16", 3, 3, 111, 1, (7, 7), dense=True),
+        MixCase(100, "float32", 10, 10, 85, 3, (5, 5)),
         mix(90, "bfloat16", (20, 20), 256),
         LocalAggregationCase(80, "float32", 14, 14, 64, (7, 7)),
     ]
