@@ -11,6 +11,7 @@ Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network"
 from . import models
 from .modules import ContainerBlock, ContextAggregation, LocalAggregation
 from .ops.context_aggregation import context_aggregation
+from .ops.deformable_attention import deformable_attention, deformable_attention_from_offsets
 from .ops.dispatch.backend import usable_backends, use_backend
 from .ops.fused_mlp import fused_mlp
 from .ops.local_aggregation import (
@@ -27,6 +28,8 @@ __all__ = [
     "ContextAggregation",
     "LocalAggregation",
     "context_aggregation",
+    "deformable_attention",
+    "deformable_attention_from_offsets",
     "fused_mlp",
     "local_aggregation",
     "local_aggregation_with_moments",

@@ -4,7 +4,13 @@
 from ..ops.common.tensors import poisoned_outputs
 from .budget import assert_within_budget
 from .cuda_emulator import emulate_cuda
-from .eager import eager_context_aggregation, eager_fused_mlp, eager_local_aggregation, eager_projection
+from .eager import (
+    eager_context_aggregation,
+    eager_deformable_attention,
+    eager_fused_mlp,
+    eager_local_aggregation,
+    eager_projection,
+)
 from .inputs import MixCase, MixInputs
 
 # The name before version 0.1.0.
@@ -15,6 +21,7 @@ __all__ = [
     "MixInputs",
     "assert_within_budget",
     "eager_context_aggregation",
+    "eager_deformable_attention",
     "eager_fused_mlp",
     "eager_local_aggregation",
     "eager_projection",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The operations as a user of plain PyTorch would write them: baselines for error budgets and for speed."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,6 +79,30 @@ def eager_projection(
     if sample_scale is not None:
         out = out * sample_scale.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return out if residual is None else residual.to(x.dtype) + out
+
+
+def eager_deformable_attention(
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """`deformable_attention` by `grid_sample` per level, as models have it that load no extension.
+
+    In the dtype of the locations where that is wider than the dtype of `value`: `grid_sample` takes one alone.
+    """
+    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    batch, _, heads, head_dim = value.shape
+    grids = 2 * sampling_locations.to(dtype) - 1
+    sampled = []
+    maps = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
+    for level, (size, pixels) in enumerate(zip(spatial_shapes, maps, strict=True)):
+        images = pixels.permute(0, 2, 3, 1).reshape(batch * heads, head_dim, *size)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(F.grid_sample(images, grid, padding_mode="zeros", align_corners=False))
+    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
+    out = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)  # (B · M, D, Q)
+    return out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).to(value.dtype)
 
 
 def _per_head(factor: Tensor | float, v: Tensor) -> Tensor | float:

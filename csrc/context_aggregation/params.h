@@ -1,23 +1,11 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of the mix are given. Tokens are (batch, token, head, channel) with the channels next to
-// each other; strides are in elements. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
+// What the kernels of the mix are given. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
 // logsumexp and grad_alpha are contiguous and of the accumulation type.
 #pragma once
 
-#include "common/types.h"
+#include "common/tokens.h"
 
 namespace ck {
-
-struct Tokens {
-    void* data;
-    int64_t batch_stride, token_stride, head_stride;
-
-    // constexpr, so that device code can call it.
-    template <class T>
-    constexpr T* head(int64_t batch, int64_t head) const {
-        return static_cast<T*>(data) + batch * batch_stride + head * head_stride;
-    }
-};
 
 struct ContextAggregationShape {
     int64_t batch, tokens, heads;

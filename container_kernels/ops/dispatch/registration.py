@@ -19,7 +19,14 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 DEVICE_TYPES = {"cuda": ("cuda", "cpu"), "triton": ("cuda", "cpu"), "cpu": ("cpu",)}
 
 # Schema types of torch for the types of a named tuple's fields.
-_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "SymInt", float: "float", bool: "bool"}
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    list[int]: "SymInt[]",
+    float: "float",
+    bool: "bool",
+}
 
 
 def define(
