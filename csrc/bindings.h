@@ -6,8 +6,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <vector>
 
 #include "context_aggregation/params.h"
+#include "deformable_attention/params.h"
 #include "fused_mlp/params.h"
 #include "local_aggregation/params.h"
 #include "projection/params.h"
@@ -34,6 +36,30 @@ inline ContextAggregationShape context_aggregation_shape(const std::array<int64_
                                                          const std::array<int, 4>& grid, double scale) {
     return {sizes[0], sizes[1], sizes[2], static_cast<int>(sizes[3]), grid[0], grid[1],
             grid[2],  grid[3],  scale};
+}
+
+// Height and width of every level in turn.
+inline std::vector<Level> levels(const std::vector<int>& sizes) {
+    std::vector<Level> levels;
+    int start = 0;
+    for (size_t i = 0; i + 1 < sizes.size(); i += 2) {
+        levels.push_back({start, sizes[i], sizes[i + 1]});
+        start += levels.back().pixels();
+    }
+    return levels;
+}
+
+// (B, S, Q, M, D, P).
+inline DeformableAttentionShape deformable_attention_shape(const std::array<int64_t, 6>& sizes,
+                                                           const std::vector<Level>& levels) {
+    return {sizes[0],
+            sizes[2],
+            static_cast<int>(sizes[1]),
+            static_cast<int>(sizes[3]),
+            static_cast<int>(sizes[4]),
+            static_cast<int>(sizes[5]),
+            static_cast<int>(levels.size()),
+            levels.data()};
 }
 
 // (B, H, W, C), (kh, kw).

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "context_aggregation/cpu/launch.h"
 #include "cpu/isa.h"
+#include "deformable_attention/cpu/launch.h"
 #include "fused_mlp/cpu/launch.h"
 #include "local_aggregation/cpu/launch.h"
 #include "projection/cpu/launch.h"
@@ -54,6 +55,43 @@ void context_aggregation_backward(int dtype, const std::array<int64_t, 4>& sizes
                                                 tokens(grad_v, grad_v_strides),
                                                 pointer(grad_alpha)};
     ck::context_aggregation_backward(params, static_cast<ck::DType>(dtype), threads);
+}
+
+void deformable_attention_forward(int dtype, const std::array<int64_t, 6>& sizes,
+                                  const std::vector<int>& level_sizes, int threads, Pointer value,
+                                  const Strides& value_strides, Pointer locations, Pointer weights,
+                                  Pointer out) {
+    const std::vector<ck::Level> of_levels = levels(level_sizes);
+    const ck::DeformableAttentionForward params{deformable_attention_shape(sizes, of_levels),
+                                                tokens(value, value_strides), pointer(locations),
+                                                pointer(weights), pointer(out)};
+    ck::deformable_attention_forward(params, static_cast<ck::DType>(dtype), threads);
+}
+
+void deformable_attention_backward_value(int dtype, const std::array<int64_t, 6>& sizes,
+                                         const std::vector<int>& level_sizes, int threads, Pointer grad_out,
+                                         Pointer locations, Pointer weights, Pointer grad_value) {
+    const std::vector<ck::Level> of_levels = levels(level_sizes);
+    const ck::DeformableAttentionBackwardValue params{deformable_attention_shape(sizes, of_levels),
+                                                      pointer(grad_out), pointer(locations), pointer(weights),
+                                                      pointer(grad_value)};
+    ck::deformable_attention_backward_value(params, static_cast<ck::DType>(dtype), threads);
+}
+
+void deformable_attention_backward_sampling(int dtype, const std::array<int64_t, 6>& sizes,
+                                            const std::vector<int>& level_sizes, int threads,
+                                            Pointer grad_out, Pointer value, const Strides& value_strides,
+                                            Pointer locations, Pointer weights, Pointer grad_locations,
+                                            Pointer grad_weights) {
+    const std::vector<ck::Level> of_levels = levels(level_sizes);
+    const ck::DeformableAttentionBackwardSampling params{deformable_attention_shape(sizes, of_levels),
+                                                         pointer(grad_out),
+                                                         tokens(value, value_strides),
+                                                         pointer(locations),
+                                                         pointer(weights),
+                                                         pointer(grad_locations),
+                                                         pointer(grad_weights)};
+    ck::deformable_attention_backward_sampling(params, static_cast<ck::DType>(dtype), threads);
 }
 
 void local_aggregation_forward(int dtype, const std::array<int64_t, 4>& sizes,
@@ -145,6 +183,10 @@ PYBIND11_MODULE(_C_cpu, module) {
     const auto without_gil = py::call_guard<py::gil_scoped_release>();
     module.def("context_aggregation_forward", &context_aggregation_forward, without_gil);
     module.def("context_aggregation_backward", &context_aggregation_backward, without_gil);
+    module.def("deformable_attention_forward", &deformable_attention_forward, without_gil);
+    module.def("deformable_attention_backward_value", &deformable_attention_backward_value, without_gil);
+    module.def("deformable_attention_backward_sampling", &deformable_attention_backward_sampling,
+               without_gil);
     module.def("local_aggregation_forward", &local_aggregation_forward, without_gil);
     module.def("local_aggregation_backward_weight", &local_aggregation_backward_weight, without_gil);
     module.def("fused_mlp_forward", &fused_mlp_forward, without_gil);

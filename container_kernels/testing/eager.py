@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.common.tensors import accumulation_dtype
+
 
 def eager_context_aggregation(
     q: Tensor | None,
@@ -89,9 +91,9 @@ def eager_deformable_attention(
 ) -> Tensor:
     """`deformable_attention` by `grid_sample` per level, as models have it that load no extension.
 
-    In the dtype of the locations where that is wider than the dtype of `value`: `grid_sample` takes one alone.
+    In float32 (float64 for float64): in 16 bits `grid_sample` has other, coarser locations.
     """
-    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
+    dtype = accumulation_dtype(value.dtype)
     batch, _, heads, head_dim = value.shape
     grids = 2 * sampling_locations.to(dtype) - 1
     sampled = []

@@ -58,7 +58,7 @@ def _level_locations(shape, size, dtype) -> torch.Tensor:
         bad = ~((pixel - pixel.round()).abs() >= MARGIN)
         if not bad.any():
             return locations.to(dtype)
-        drawn = (torch.rand(shape + (2,), dtype=torch.float64) * (sides + 3) - 2 + 0.5) / sides
+        drawn = (torch.rand((*shape, 2), dtype=torch.float64) * (sides + 3) - 2 + 0.5) / sides
         locations = torch.where(bad, drawn.to(dtype).double(), locations)
     raise AssertionError("no locations away from pixel centres")
 

@@ -300,13 +300,14 @@ def test_opcheck(backend, grad):
     case = Case(2, ((3, 4), (2, 1)), 5, 2, 8, 2)
     leaves = {name: leaf.detach() for name, leaf in make(case, torch.float32, DEVICES[backend]).items()}
     locations = torch.rand_like(leaves["sampling_locations"])  # opcheck compares NaN-free results
-    value, weights = leaves["value"].requires_grad_(grad), leaves["attention_weights"].requires_grad_(grad)
-    locations.requires_grad_(grad)
     flat = [3, 4, 2, 1]
     operators = torch.ops.container_kernels
     forward = getattr(operators, f"deformable_attention_forward_{backend}")
-    torch.library.opcheck(forward, (value, flat, locations, weights))
-    grad_out = torch.randn(2, 5, 2, 8, device=value.device, requires_grad=grad)
+    tensors = [leaves["value"], locations, leaves["attention_weights"]]
+    value, *sampling = (tensor.clone().requires_grad_(grad) for tensor in tensors)
+    torch.library.opcheck(forward, (value, flat, *sampling))
+    value, locations, weights = tensors
+    grad_out = torch.randn(2, 5, 2, 8, device=value.device)
     backward_value = getattr(operators, f"deformable_attention_backward_value_{backend}")
     torch.library.opcheck(backward_value, (grad_out, flat, locations, weights))
     backward_sampling = getattr(operators, f"deformable_attention_backward_sampling_{backend}")
