@@ -108,6 +108,21 @@ def fused_mlp(rows: int, channels: int, hidden: int, itemsize: int, backward: bo
     return Cost((2 + 3 * backward) * rows * channels * itemsize, products * 2 * rows * channels * hidden)
 
 
+def deformable_attention(
+    batch: int, pixels: int, queries: int, heads: int, head_dim: int, points: int, itemsize: int, backward: bool
+) -> Cost:
+    """Value, locations and weights (float32) in, the result out; backward value, grad_out, locations and weights in,
+    three gradients out.
+
+    `points`: of a query and head, on all levels. Each has four pixels to multiply, whose gradients are one product of
+    this size and whose sums another. What caches must deliver is far more: four pixels per point.
+    """
+    value, result = (batch * rows * heads * head_dim * itemsize for rows in (pixels, queries))
+    sampling = 3 * 4 * batch * queries * heads * points
+    moved = value + result + sampling + backward * (2 * value + result + 2 * sampling)
+    return Cost(moved, (1 + 2 * backward) * 2 * 4 * batch * queries * heads * points * head_dim)
+
+
 def block(
     batch: int, tokens: int, channels: int, ratio: float, dynamic: bool, kernel: int, itemsize: int, backward: bool
 ) -> Iterator[Cost]:

@@ -41,6 +41,7 @@ GPU = {
     (f"mix forward + backward, {_LARGE}", "fastest attention alone"): Target(1 / 1.10),
     ("depthwise forward", "eager"): Target(3, of_floor=0.8),
     ("depthwise forward + backward", "eager"): Target(3, of_floor=0.6),
+    ("deformable_attention encoder forward", "eager"): Target(4),
     ("container_light inference", "eager"): Target(3),
     ("container_light inference", _COMPILED): Target(1.6),
     ("container_light training step", "eager"): Target(2.5, memory=0.5),
@@ -57,6 +58,10 @@ CPU = {
     (f"mix forward + backward, {_SMALL}", "eager"): Target(1.5),
     (f"mix forward + backward, {_LARGE}", "eager"): Target(1.5),
     ("container_light inference", "eager"): Target(1.5),
+    ("deformable_attention encoder forward", "eager"): Target(15),
+    ("deformable_attention encoder forward + backward", "eager"): Target(10),
+    ("deformable_attention decoder forward", "eager"): Target(4),
+    ("deformable_attention decoder forward + backward", "eager"): Target(4),
 }
 
 

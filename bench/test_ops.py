@@ -2,7 +2,8 @@
 """The ops, forward and forward + backward.
 
 `context_aggregation` against `scaled_dot_product_attention` + `conv2d`, `local_aggregation` against `conv2d` with one
-group per channel, `fused_mlp` and `projection` against 1×1 convolutions.
+group per channel, `fused_mlp` and `projection` against 1×1 convolutions, `deformable_attention` against `grid_sample`
+per level.
 """
 
 import pytest
@@ -25,4 +26,9 @@ def test_fused_mlp(problem, implementation, measure):
 
 @pytest.mark.section("projection")
 def test_projection(problem, implementation, measure):
+    measure(problem, implementation)
+
+
+@pytest.mark.section("deformable_attention")
+def test_deformable_attention(problem, implementation, measure):
     measure(problem, implementation)

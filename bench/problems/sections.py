@@ -7,6 +7,7 @@ A GPU gets the batch that fills it; a CPU a sixteenth of it.
 from collections.abc import Iterator, Sequence
 
 from bench.problems.context_aggregation import ContextAggregationProblem
+from bench.problems.deformable_attention import DeformableAttentionProblem
 from bench.problems.fused_mlp import FusedMlpProblem
 from bench.problems.isotropic import IsotropicProblem
 from bench.problems.local_aggregation import LocalAggregationProblem
@@ -15,7 +16,16 @@ from bench.problems.problem import Problem
 from bench.problems.projection import ProjectionProblem
 from container_kernels.testing import MixCase
 
-SECTIONS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection", "block", "model", "isotropic")
+SECTIONS = (
+    "context_aggregation",
+    "local_aggregation",
+    "fused_mlp",
+    "projection",
+    "deformable_attention",
+    "block",
+    "model",
+    "isotropic",
+)
 
 # Batch on a GPU, height, width, channels, heads.
 CONTEXT_AGGREGATION_SHAPES = (
@@ -39,6 +49,9 @@ PROJECTION_SHAPES = (
     (128, 49, 512, 512),
     (128, 49, 512, 1536),
 )
+# Images of a GPU's batch and of a CPU's; the queries of a decoder.
+DEFORMABLE_ATTENTION_IMAGES = {"cuda": (2, (800, 1333)), "cpu": (1, (400, 600))}
+DECODER_QUERIES = 300
 # Stage, whether it mixes, batch on a GPU, grid.
 BLOCKS = ((4, True, 128, 7), (3, True, 128, 14), (2, False, 128, 28), (1, False, 128, 56))
 # Name, batch on a GPU, batch on a CPU, size of the image. In the first stage of CONTAINER eager keeps N×N matrices of
@@ -91,6 +104,18 @@ def _projection(device: str, shapes=PROJECTION_SHAPES) -> Iterator[Problem]:
             yield ProjectionProblem(device, backward, _batch(batch, device), tokens, channels, out_channels)
 
 
+def _deformable_attention(device: str) -> Iterator[Problem]:
+    batch, image = DEFORMABLE_ATTENTION_IMAGES[device]
+    for backward in (False, True):
+        for queries in (None, DECODER_QUERIES):
+            yield DeformableAttentionProblem(device, backward, batch, image, queries)
+
+
+def _small_deformable_attention(device: str) -> Iterator[Problem]:
+    for backward in (False, True):
+        yield DeformableAttentionProblem(device, backward, 1, (400, 600), 20)
+
+
 def _block(device: str, blocks=BLOCKS) -> Iterator[Problem]:
     for training in (False, True):
         for stage, mixing, batch, grid in blocks:
@@ -114,6 +139,7 @@ _SECTIONS = {
     "local_aggregation": _local_aggregation,
     "fused_mlp": _fused_mlp,
     "projection": _projection,
+    "deformable_attention": _deformable_attention,
     "block": _block,
     "model": _model,
     "isotropic": _isotropic,
@@ -123,6 +149,7 @@ _SMALL = {
     "local_aggregation": lambda device: _local_aggregation(device, LOCAL_AGGREGATION_SHAPES[1:2]),
     "fused_mlp": lambda device: _fused_mlp(device, FUSED_MLP_SHAPES[3:] + FUSED_MLP_SHAPES[1:2]),
     "projection": lambda device: _projection(device, PROJECTION_SHAPES[3:4]),
+    "deformable_attention": _small_deformable_attention,
     "block": lambda device: _block(device, BLOCKS[:1] + BLOCKS[2:3]),
     "model": lambda device: _model(device, (("container_light", 128, 2, 96),)),
     "isotropic": lambda device: _isotropic(device, (("deit_small", 128, 1),)),

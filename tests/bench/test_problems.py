@@ -7,6 +7,7 @@ import torch
 from bench.names import COMPILED, EAGER, NOT_FUSED, OURS
 from bench.problems import context_aggregation, local_aggregation, networks
 from bench.problems.context_aggregation import ContextAggregationProblem
+from bench.problems.deformable_attention import DeformableAttentionProblem
 from bench.problems.fused_mlp import FusedMlpProblem
 from bench.problems.isotropic import IsotropicProblem
 from bench.problems.local_aggregation import LocalAggregationProblem
@@ -29,10 +30,11 @@ def tiny_problems():
         FusedMlpProblem("cpu", True, 2, 30, 16, 4),
         ProjectionProblem("cpu", True, 2, 30, 16, 16),
         ProjectionProblem("cpu", False, 2, 30, 16, 48),
+        DeformableAttentionProblem("cpu", True, 1, (400, 600), 5),
     ]
 
 
-@pytest.mark.parametrize("index", range(11))
+@pytest.mark.parametrize("index", range(12))
 def test_ours_passes_the_gate(index):
     problem = tiny_problems()[index]
     names = [name for name in contender_names(problem) if name != COMPILED]

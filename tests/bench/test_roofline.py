@@ -23,6 +23,9 @@ def test_costs_by_hand():
     assert roofline.projection(10, 4, 8, 2, True) == roofline.Cost(bytes=560, flops=1920)
     assert roofline.fused_mlp(10, 4, 8, 2, False) == roofline.Cost(bytes=160, flops=1280)
     assert roofline.fused_mlp(10, 4, 8, 2, True) == roofline.Cost(bytes=400, flops=4480)
+    # One image of 10 pixels, 3 queries, 2 heads of 4 channels, 5 points, 2 bytes: value and result, 12 bytes a point.
+    assert roofline.deformable_attention(1, 10, 3, 2, 4, 5, 2, False) == roofline.Cost(bytes=160 + 48 + 360, flops=960)
+    assert roofline.deformable_attention(1, 10, 3, 2, 4, 5, 2, True) == roofline.Cost(bytes=480 + 96 + 1080, flops=2880)
     assert roofline.adamw(5) == roofline.Cost(bytes=140, flops=0)
 
 

@@ -28,10 +28,10 @@ def deformable_attention(
         out[b,q,m] = Σ_{l,p} weights[b,q,m,l,p] · bilinear(value of level l, image b, head m; at locations[b,q,m,l,p])
 
     A location (x, y) is relative to its level: 0 and 1 are the outer edges of the map, so that it lies at column
-    x·W_l − ½ and row y·H_l − ½ (align_corners=False). Outside the map all values are zero; any finite or infinite
-    location may be asked for, one that is NaN counts as outside. Zhu et al., "Deformable DETR", 2021, equation 3, without the
-    two projections. Sums run in float32 (float64 for float64), in a fixed order: the same inputs give the same
-    bits, in the gradients of all three tensors too.
+    x·W_l − ½ and row y·H_l − ½ (align_corners=False). Outside the map all values are zero; a location may be any
+    number, also infinite; one that is NaN counts as outside. (Zhu et al., "Deformable DETR", 2021, equation 3, without
+    the two projections.) Sums run in float32 (float64 for float64), in a fixed order: the same inputs give the same
+    bits, also in the gradients of all three tensors.
 
     Args:
         value: (B, S, M, D), any strides with a contiguous last dimension; float32, bfloat16, float16 or float64. S is

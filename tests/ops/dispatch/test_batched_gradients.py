@@ -7,6 +7,7 @@ from backends import DEVICES
 from container_kernels import (
     ContainerBlock,
     context_aggregation,
+    deformable_attention,
     fused_mlp,
     local_aggregation,
     local_aggregation_with_statistics,
@@ -27,12 +28,17 @@ def packed_mix(packed, weight, **options):
     return packed_context_aggregation(packed, local_weight=weight, grid_size=(2, 3), **options)
 
 
+def deformable(value, locations, weights, **options):
+    return deformable_attention(value, [(2, 2), (1, 2)], locations, weights, **options)
+
+
 TOKENS = (1, 6, 2, 4)
 OPS = {
     "mix": (mix, [TOKENS, TOKENS, TOKENS, (8, 3, 3), (8,), (2, 6, 6), (2,)]),
     "packed mix": (packed_mix, [(1, 6, 3, 2, 4), (8, 3, 3)]),
     "local": (local_aggregation, [(1, 2, 3, 8), (8, 3, 3), (8,)]),
     "local with statistics": (local_aggregation_with_statistics, [(1, 2, 3, 8), (8, 3, 3), (8,)]),
+    "deformable": (deformable, [(1, 6, 2, 4), (1, 3, 2, 2, 1, 2), (1, 3, 2, 2, 1)]),
     "projection": (projection, [(1, 5, 8), (4, 8), (4,)]),
     "projection with statistics": (projection_with_statistics, [(1, 5, 8), (4, 8), (4,)]),
     "mlp": (fused_mlp, [(1, 5, 8), (16, 8), (16,), (8, 16), (8,)]),

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from container_kernels import (
     ContainerBlock,
     context_aggregation,
+    deformable_attention,
     fused_mlp,
     local_aggregation,
     local_aggregation_with_statistics,
@@ -67,6 +68,10 @@ def mix(packed, **terms):
     return context_aggregation(*(draw(2, N, HEADS, DIM) for _ in range(3)), **terms)
 
 
+def sampling(queries, points):
+    return draw(2, queries, HEADS, 1, points, 2), draw(2, queries, HEADS, 1, points)
+
+
 # Every op: what it multiplies forward, and how much of that a backward pass multiplies again, beyond twice.
 OPS = {
     **{
@@ -80,6 +85,7 @@ OPS = {
     "local": (lambda: local_aggregation(draw(2, 3, 3, WIDTH), draw(WIDTH, 3, 3)), 0),
     "local statistics": (lambda: local_aggregation_with_statistics(draw(2, 3, 3, WIDTH), draw(WIDTH, 3, 3))[0], 0),
     "projection": (lambda: projection(draw(2, N, WIDTH), draw(5, WIDTH), draw(5)), 0),
+    "deformable": (lambda: deformable_attention(draw(2, 5, HEADS, DIM), [(1, 5)], *sampling(3, 2)), 0),
     "mlp": (lambda: fused_mlp(draw(2, N, WIDTH), draw(16, WIDTH), None, draw(WIDTH, 16), None), 2 * 2 * N * WIDTH * 16),
 }
 TERMS = {"local_weight": (WIDTH, 3, 3), "affinity": (HEADS, N, N)}
