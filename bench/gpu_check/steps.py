@@ -31,7 +31,7 @@ MARGIN = 2
 # Sections of the first stage.
 OPS = ("context_aggregation", "local_aggregation", "fused_mlp", "projection", "deformable_attention")
 # What the tables begin with: the shapes of the targets. A regular expression on the problems' names.
-WIDE = "5×5|ratio 8"
+WIDE = "5×5|ratio 8|deformable"
 
 # Step -> what pytest selects by names and marks, and where, first things first.
 TESTS = {
@@ -111,8 +111,7 @@ def _first(setting: Setting) -> Iterator[Step]:
     yield _compiled(setting, "compile", what, ",".join(OPS), "mix|5×5", 40, 60)
     yield _table(setting, "context_aggregation", "context_aggregation", 40, 90, kept=True)
     yield _table(setting, "local_aggregation", "local_aggregation", 26, 60, "--match", WIDE, kept=True)
-    yield _table(setting, "fused_mlp", "fused_mlp", 20, 50, "--match", WIDE, kept=True)
-    yield _table(setting, "deformable_attention", "deformable_attention", 20, 40, kept=True)
+    yield _table(setting, "fused_mlp", "fused_mlp,deformable_attention", 30, 60, "--match", WIDE, kept=True)
     yield _table(setting, "rest", "fused_mlp,projection,local_aggregation", 76, 120, "--leave-out", WIDE)
     only = "context_aggregation,local_aggregation"
     yield _table(setting, "compiled", only, 85, 120, "--match", "mix|5×5", compile_alone=True)
