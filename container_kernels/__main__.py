@@ -77,7 +77,7 @@ def _devices() -> Rows:
 
 
 def _extension_rows(record, cpu) -> Rows:
-    """What the build wrote down, and which of its instruction set levels this processor uses."""
+    """The build's own record, and the instruction set level of it that this processor uses."""
     if not record:
         return [("record", "none: setup.py has not run here")]
     built, cuda = record["cpu"], record["cuda"]

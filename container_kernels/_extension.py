@@ -26,7 +26,7 @@ SOABI = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
 
 
 def _read_build_record() -> dict[str, Any]:
-    """What setup.py wrote down; empty where it never ran."""
+    """The record that setup.py wrote; empty where it never ran."""
     try:
         from . import _build_info
     except ImportError:
@@ -46,7 +46,7 @@ def _import(name: str) -> tuple[ModuleType | None, str | None]:
 
 
 def _about_build(module: str) -> str:
-    """What the build has to do with `module` not being there."""
+    """The build's part in `module` not being there."""
     if not build_record:
         return "nothing was built here: pip install . builds it"
     if build_record["python"] != SOABI:

@@ -54,11 +54,13 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     """(device, section, quick, problem, contender) of everything to run, what takes longest first."""
     from bench.names import BACKENDS, COMPILED, NOT_FUSED, OURS
     from bench.problems.problem import contender_names
-    from bench.problems.sections import all_problems, small_problems
+    from bench.problems.sections import SECTIONS, all_problems, small_problems
 
     make = small_problems if options.quick else all_problems
     ours, compiled = [], []
     for section in options.only.split(","):
+        if section not in SECTIONS:
+            sys.exit(f"--only: expected some of {', '.join(SECTIONS)}, got {section!r}")
         for problem in make(options.device, [section])[: 1 if options.quick else None]:
             if options.match and not options.match.search(problem.name):
                 continue

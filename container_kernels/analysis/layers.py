@@ -26,7 +26,7 @@ def aggregation_layers(model: nn.Module) -> dict[str, ContextAggregation]:
 
 @torch.no_grad()
 def layer_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `model` makes of `images` in evaluation mode, and the input of each of its aggregations.
+    """The output of `model` for `images` in evaluation mode, and the input of each of its aggregations.
 
     The network is left as it was: nothing stays hooked, and every module is in the mode it was in. Of a layer that is
     called several times, it is the last input.

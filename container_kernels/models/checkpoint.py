@@ -41,7 +41,7 @@ def refuse_other_norm(model: nn.Module, state_dict: dict, prefix: str, *_) -> No
 
 
 def shortened(message: str, most: int = 5) -> str:
-    """What `load_state_dict` says, with at most so many names of a kind and their count."""
+    """The message of `load_state_dict`, with at most so many names of a kind and their count."""
     lines = []
     mismatches = [line for line in message.splitlines() if "size mismatch for" in line]
     for line in message.splitlines():

@@ -257,7 +257,7 @@ def refuse_weights_of_the_other_kind(module: nn.Module, state_dict: dict, prefix
 
 
 def _folded(norm: nn.Module, why_called: str | None, layer: nn.Linear) -> tuple[nn.Module | None, Tensor, Tensor]:
-    """What has to be called before a linear layer on the result of `norm`, and the layer's weight and bias then."""
+    """The call that a linear layer on the result of `norm` needs before it, and the layer's weight and bias then."""
     weight, bias = layer.weight, layer.bias
     if why_called is not None:
         return norm, weight, weight.new_zeros(len(weight)) if bias is None else bias

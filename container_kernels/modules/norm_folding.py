@@ -68,7 +68,7 @@ def why_not_foldable(norm: nn.Module, has_statistics: bool) -> str | None:
 
 
 def affine_of(norm: nn.Module, statistics: Moments | None = None) -> Affine:
-    """What `norm` does to each channel; the one place that knows the kinds of norms.
+    """Scale and shift of each channel by `norm`; the one place that knows the kinds of norms.
 
     In training this is a call of the norm: running statistics are updated, and a `SyncBatchNorm` sums over its group.
 

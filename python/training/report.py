@@ -104,7 +104,7 @@ class Report:
         self.run.world.barrier()
 
     def describe_start(self) -> str:
-        """What is about to run, and where from."""
+        """Lines that say what is about to run, and where from."""
         run, options = self.run, self.run.options
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
         processes = f", {run.world.size} processes" if run.world.size > 1 else ""

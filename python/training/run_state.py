@@ -65,5 +65,5 @@ def restore(run: Run, content: dict[str, Any]) -> list[str]:
 
 
 def _order(run: Run) -> dict[str, int]:
-    """What the order of the images in an epoch depends on, beside options that cannot change."""
+    """Facts that decide the order of the images in an epoch, beside options that cannot change."""
     return {"images": run.task.training_images, "ranks": run.world.size, "steps": run.task.batches.per_epoch}

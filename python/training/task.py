@@ -64,7 +64,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, network: nn.Module, guard: StopGuard, progress: Progress) -> dict[str, float]:
-        """What `metric_names` says, over all ranks: every validation image once (see `training.evaluation`).
+        """The measurements of `metric_names`, over all ranks: every validation image once (see `training.evaluation`).
 
         Raises:
             Interrupted, DataError: on every rank.
@@ -72,7 +72,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def score(self, metrics: Mapping[str, float]) -> float:
-        """What "best" means: the higher, the better."""
+        """The number that "best" goes by: the higher, the better."""
 
     @abc.abstractmethod
     def describe_data(self) -> str:
@@ -96,7 +96,7 @@ class Task(abc.ABC):
         """Write a PNG of the rows of the report."""
 
     def describe_weights(self) -> dict[str, Any]:
-        """What every checkpoint says of its weights beside the options: plain values, under names of the task's own."""
+        """Facts of the weights for every checkpoint beside the options: plain values, under names of the task's own."""
         return {}
 
     def check_weights(self, content: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Task(abc.ABC):
                 raise CheckpointError(f"--resume: {name} of the checkpoint: expected {value}, got {content.get(name)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes while training beside the model, as tensors and plain values; {} if nothing does.
+        """State that changes while training beside the model, as tensors and plain values; {} if nothing does.
 
         The main rank's is saved, and every rank continues with it.
         """

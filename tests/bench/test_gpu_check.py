@@ -169,7 +169,7 @@ HALF = {"float32", "float16", "bfloat16"}
 WHOLE = {
     "test_context_aggregation_numerics": {"cuda": HALF, "triton": HALF},
     "test_local_aggregation": {"cuda": HALF, "triton": HALF},
-    "test_local_aggregation_moments": {"cuda": HALF, "triton": HALF},
+    "test_local_aggregation_statistics": {"cuda": HALF, "triton": HALF},
     "test_deformable_attention": {"cuda": HALF, "triton": HALF},
     "test_projection": {"triton": HALF},
     "test_fused_mlp": {"triton": HALF},

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from test_norm_folding import NORMS, UNKNOWN, image, make_block, one_after_the_other
+from norm_cases import NORMS, UNKNOWN, image, make_block, one_after_the_other
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

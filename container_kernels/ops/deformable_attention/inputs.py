@@ -42,7 +42,7 @@ class DeformableArguments(NamedTuple):
         return sum(level.height * level.width for level in self.levels())
 
     def levels(self) -> Iterator[Level]:
-        """Where each level lies in value."""
+        """The levels, in the order of their pixels."""
         start = 0
         for height, width in zip(self.spatial_shapes[::2], self.spatial_shapes[1::2], strict=True):
             yield Level(start, height, width)

@@ -155,7 +155,7 @@ def why_class_matters(*tensors: Tensor | float | None) -> str | None:
 
 
 def why_not_here(name: str, tensor: Tensor) -> str | None:
-    """What any op needs of the machine, the tensor's device and its dtype; None when all is there."""
+    """The reason why no op runs on backend `name` here: machine, device or dtype of the tensor; None if all fit."""
     device_type = tensor.device.type
     if name == "reference":
         return None

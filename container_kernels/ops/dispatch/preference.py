@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
     @property
     def condition(self) -> str:
-        """What the row holds for, in words."""
+        """The calls that the row holds for, in words."""
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
         dtypes += " as TF32" if self.tf32 else ""
         tokens = f"N <= {self.max_tokens}" if self.max_tokens else ""

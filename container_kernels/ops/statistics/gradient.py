@@ -25,7 +25,7 @@ COMPILED = ("triton",)
 def gradient_through_statistics(
     backend: str, out: Tensor, grad_out: Tensor, channel_sum: Tensor, grad_sum: Tensor, grad_m2: Tensor
 ) -> Tensor:
-    """What reaches `out` (…, C) of which Σ out and M2 by channel were taken too, in the dtype of `out`.
+    """The gradient that reaches `out` (…, C) of which Σ out and M2 by channel were taken too, in the dtype of `out`.
 
         grad_out + grad_sum + 2 · (out − mean) · grad_m2
 

@@ -38,7 +38,7 @@ class FolderWalk:
         return folders, files
 
     def files(self, folder: str) -> Iterator[os.DirEntry]:
-        """What is no folder in the class `folder` and below it.
+        """Entries that are no folder in the class `folder` and below it.
 
         Raises:
             DataError: a folder cannot be read, or holds a link to nothing.

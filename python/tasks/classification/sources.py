@@ -40,7 +40,7 @@ class Source(Protocol):
         """Decode image `index` as RGB. Raises DataError, naming the file, if that is not possible."""
 
     def identify(self, index: int) -> tuple[str, int]:
-        """What tells image `index` from others without decoding it: its name below the root, and its bytes."""
+        """Facts that tell image `index` from others without decoding it: its name below the root, and its bytes."""
 
 
 class FolderSource:

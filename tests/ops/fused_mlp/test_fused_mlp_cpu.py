@@ -1,15 +1,14 @@
-"""fused_mlp and projection on the CPU: instruction sets, threads, the GELU by itself, shapes that divide the work."""
+"""fused_mlp on the CPU: instruction sets, threads, the GELU by itself, shapes that divide the work."""
 
 import math
 
 import fused_mlp_cases as mlp
-import projection_cases as proj
 import pytest
 import torch
 import torch.nn.functional as F
 from backends import DTYPES, dtype_name
 
-from container_kernels import _extension, fused_mlp, projection_with_statistics
+from container_kernels import _extension, fused_mlp
 
 LEVELS = _extension.cpu.supported_isas() if _extension.cpu else []
 pytestmark = pytest.mark.skipif(not LEVELS, reason=f"no CPU kernels: {_extension.why_no_cpu}")
@@ -19,10 +18,6 @@ MLP_CASES = [
     mlp.Case((1, 49), 96, 520, 96, residual=True),
     mlp.Case((2, 25), 40, 300, 33, scaled=True),
     mlp.Case((5, 331), 20, 140, 20, residual=True, scaled=True),
-]
-PROJECTION_CASES = [
-    proj.Case((1, 49), 96, 260, residual=True),
-    proj.Case((5, 331), 36, 140, residual=True, scaled=True),
 ]
 # Tasks of several panels; weights beyond the second-level cache, which tasks of two panels share.
 MANY_TOKENS = mlp.Case((3, 1700), 5, 6, 5, residual=True, scaled=True)
@@ -51,14 +46,6 @@ def test_every_instruction_set(set_isa, level, dtype, case):
     mlp.assert_matches_float64("cpu", dtype, case)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=dtype_name)
-@pytest.mark.parametrize("case", [*proj.CASES[:4], *PROJECTION_CASES], ids=str)
-def test_projection_with_every_instruction_set(set_isa, level, dtype, case):
-    set_isa(level)
-    proj.assert_statistics_match_float64("cpu", dtype, case)
-
-
 @pytest.mark.parametrize("dtype", DTYPES["cpu"], ids=dtype_name)
 @pytest.mark.parametrize("case", [MANY_TOKENS, WIDE], ids=str)
 def test_large(dtype, case):
@@ -69,13 +56,11 @@ def test_large(dtype, case):
 @pytest.mark.parametrize("case", [*MLP_CASES, MANY_TOKENS, WIDE], ids=str)
 def test_same_bits_for_any_number_of_threads(set_threads, dtype, case):
     leaves, mask = mlp.make(case, dtype, "cpu")
-    projection_leaves, _ = proj.make(proj.Case(case.tokens, case.channels, case.hidden, residual=True), dtype, "cpu")
     results = []
     for count in (1, 2, 3, 5):
         set_threads(count)
         out, grads = mlp.run(fused_mlp, leaves, residual=case.residual, sample_scale=mask, backend="cpu")
-        outs, more_grads = proj.run(projection_with_statistics, projection_leaves, sample_scale=mask, backend="cpu")
-        results.append([out, *grads.values(), *outs, *more_grads.values()])
+        results.append([out, *grads.values()])
     for others in results[1:]:
         assert all(map(torch.equal, results[0], others))
 

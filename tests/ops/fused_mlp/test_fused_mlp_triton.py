@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import DEVICES
+from fused_mlp_triton_cases import DEVICE, DTYPES, SHAPES, gradient_of, make, run
 
 from container_kernels.ops.fused_mlp import fused_mlp
 from container_kernels.ops.projection import projection, projection_with_statistics
@@ -16,33 +16,6 @@ from container_kernels.ops.fused_mlp.triton import config  # noqa: E402
 from container_kernels.ops.fused_mlp.triton.config import ChipConfig  # noqa: E402
 from container_kernels.ops.projection.triton import config as product_config  # noqa: E402
 from container_kernels.ops.projection.triton.config import ProductConfig  # noqa: E402
-
-DEVICE = DEVICES["triton"]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# (batch, tokens, channels, hidden, out_channels): several tiles of each with a last one that is not full; one token.
-SHAPES = [(3, 47, 20, 70, 20), (2, 65, 33, 48, 17), (1, 1, 64, 130, 64)]
-
-
-def make(shape, dtype):
-    batch, tokens, channels, hidden, out_channels = shape
-    sizes = [(batch, tokens, channels), (hidden, channels), (hidden,), (out_channels, hidden), (out_channels,)]
-    leaves = [torch.randn(size) for size in sizes]
-    leaves[1] *= 2 / channels**0.5  # GELU bends
-    leaves[3] /= hidden**0.5
-    return [t.to(DEVICE, dtype if t.ndim > 1 else torch.float32).requires_grad_() for t in leaves]
-
-
-def gradient_of(out):
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
-
-
-def run(function, leaves, sample_scale, dtype=None, **options):
-    """Output and gradients by name; `dtype` promotes everything."""
-    leaves = [t.detach().to(dtype or t.dtype).requires_grad_() for t in leaves]
-    scale = None if sample_scale is None else sample_scale.to(dtype or sample_scale.dtype)
-    out = function(*leaves, sample_scale=scale, **options)
-    grad_out = gradient_of(out)
-    return out, dict(zip(("x", "w1", "b1", "w2", "b2"), torch.autograd.grad(out, leaves, grad_out), strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import DEVICES, GPU
-from test_fused_mlp_triton import make, run
+from fused_mlp_triton_cases import make, run
 
 from container_kernels.ops.fused_mlp import fused_mlp
 from container_kernels.testing import assert_within_budget, eager_fused_mlp
