@@ -21,8 +21,9 @@ class MultiScaleDeformableAttention(nn.Module):
         out = concat_m(Σ_{l,p} softmax(logit)[m,l,p] · bilinear(V_m of level l; reference[l] + offset[m,l,p])) W
 
     Zhu et al., "Deformable DETR", ICLR 2021, arXiv:2010.04159, equation 3. Parameters have the names and shapes of the
-    released `MSDeformAttn`, of mmcv and of transformers, whose state dicts load. Offsets and logits may be
-    in 16 bits, by autocast or by `.to(torch.bfloat16)`; keep `reference_points` in float32, and locations stay exact.
+    released `MSDeformAttn`, of mmcv and of transformers, whose state dicts load. Offsets and logits may be in 16 bits,
+    by autocast or by `.to(torch.bfloat16)`; keep `reference_points` in float32. Offsets then have 8 bits, which is
+    enough in pixels, and for boxes that are less than some 30 pixels wide on the finest map.
 
     Args:
         embed_dim: channels C of queries, values and the result.

@@ -173,7 +173,7 @@ def test_layer_in_bfloat16(coordinates):
 )
 def test_whole_network(changes):
     model = transformers.DeformableDetrForObjectDetection(small_config(**changes)).eval()
-    # As initialized, the encoder looks at pixel centres exactly, where the gradient jumps: rounding decides to which side.
+    # As initialized, the encoder looks at pixel centres, where the gradient jumps: rounding decides to which side.
     for name, parameter in model.named_parameters():
         if name.endswith("sampling_offsets.bias"):
             torch.nn.init.normal_(parameter, std=2)
