@@ -1,7 +1,7 @@
 """Networks of transformers on our operation: the same numbers, and back again."""
 
 import copy
-import importlib
+import importlib.util
 import io
 import sys
 
@@ -31,7 +31,14 @@ OTHER_FAMILIES = ("d_fine", "deimv2", "rt_detr_v2")
 SIZES = [(5, 7), (3, 4), (1, 2)]
 
 
+def installed(families):
+    """Those that this version of transformers has: the newest came with 5.24."""
+    return {family for family in families if importlib.util.find_spec(f"transformers.models.{family}")}
+
+
 def file_of(family):
+    if not installed([family]):
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
     return importlib.import_module(f"transformers.models.{family}.modeling_{family}")
 
 
@@ -231,15 +238,15 @@ def test_families_with_a_function(family):
 def test_all_families_at_once():
     with use_deformable_attention() as use:
         changed = {path.split(".")[2] for path in use.changed}
-        assert changed >= {*FAMILIES, *FUNCTION_FAMILIES}
-        assert {path.split(".")[2] for path in use.skipped} >= set(OTHER_FAMILIES)
+        assert changed >= installed(FAMILIES) | installed(FUNCTION_FAMILIES)
+        assert {path.split(".")[2] for path in use.skipped} >= installed(OTHER_FAMILIES)
         text = str(use)
         assert all(path in text for path in (*use.changed, *use.skipped)) and "decoder_method='discrete'" in text
         layer = small_layer()
         assert layer.attn.forward.__func__ is INNER.forward and "forward" not in vars(layer.attn)
-    assert not any(
-        "container_kernels" in file_of(family).MultiScaleDeformableAttention.forward.__module__ for family in FAMILIES
-    )
+    for family in installed(FAMILIES):
+        file = file_of(family)
+        assert file.MultiScaleDeformableAttention.forward.__module__ == file.__name__
 
 
 def test_a_family_by_any_of_its_classes():
