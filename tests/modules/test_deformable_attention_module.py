@@ -126,7 +126,7 @@ def test_matches_transformers(coordinates):
     detr = pytest.importorskip(
         "transformers.models.deformable_detr.modeling_deformable_detr", reason="needs the extra integrations"
     )
-    config = detr.DeformableDetrConfig(d_model=DIM, num_feature_levels=3, use_timm_backbone=False)
+    config = detr.DeformableDetrConfig(d_model=DIM, num_feature_levels=3)
     theirs = detr.DeformableDetrMultiscaleDeformableAttention(config, num_heads=HEADS, n_points=POINTS)
     layer, given = make_layer(), make_inputs(coordinates)
     theirs.load_state_dict(layer.state_dict())
@@ -150,7 +150,7 @@ def test_starts_as_transformers_does():
     detr = pytest.importorskip(
         "transformers.models.deformable_detr.modeling_deformable_detr", reason="needs the extra integrations"
     )
-    config = detr.DeformableDetrConfig(d_model=64, encoder_n_points=4, use_timm_backbone=False)
+    config = detr.DeformableDetrConfig(d_model=64, encoder_n_points=4)
     theirs = detr.DeformableDetrMultiscaleDeformableAttention(config, num_heads=8, n_points=4)
     detr.DeformableDetrPreTrainedModel._init_weights(detr.DeformableDetrEncoder(config), theirs)
     ours = MultiScaleDeformableAttention(64).sampling_offsets
