@@ -9,7 +9,7 @@ Paper: Gao, Lu, Li, Mottaghi, Kembhavi, "Container: Context Aggregation Network"
 """
 
 from . import models
-from .modules import ContainerBlock, ContextAggregation, LocalAggregation
+from .modules import ContainerBlock, ContextAggregation, LocalAggregation, MultiScaleDeformableAttention
 from .ops.context_aggregation import context_aggregation
 from .ops.deformable_attention import deformable_attention, deformable_attention_from_offsets
 from .ops.dispatch.backend import usable_backends, use_backend
@@ -27,6 +27,7 @@ __all__ = [
     "ContainerBlock",
     "ContextAggregation",
     "LocalAggregation",
+    "MultiScaleDeformableAttention",
     "context_aggregation",
     "deformable_attention",
     "deformable_attention_from_offsets",
