@@ -21,12 +21,12 @@ from affinity_maps.measure import Measurement, measure
 from affinity_maps.options import AffinityOptions
 from affinity_maps.selection import parse_head, parse_queries, refuse_signs
 from tasks.classification.data import evaluation_transform
-from tasks.classification.image_decoding import decode_image
 from tasks.classification.saved_network import find_network
 from training.checkpoint import atomic_write
 from training.compute import make_compute
 from training.distributed import join_world
 from training.errors import OptionError
+from training.image_decoding import decode_image
 from training.option_checks import check_compute
 from training.options import parse_explicit
 from training.program import run_program

@@ -8,5 +8,6 @@ compute (device, dtype, layout), batches (the order of the images, loaders), eva
 (a function of seed, epoch and step, never of history), distributed (ranks), interrupt (stopping all ranks at the same
 step).
 On disk: run_folder, checkpoint (atomic files), run_state (a run as plain values), report (its records).
+Images: image_decoding (a file as RGB), tar_index (files of a tar, read in place).
 On the screen: progress, report, program (from checked options to the finished run; errors and exit codes).
 """

@@ -6,8 +6,8 @@ import warnings
 import numpy
 import pytest
 from PIL import Image
-from tasks.classification.image_decoding import decode_image, is_image_name
 from training.errors import DataError
+from training.image_decoding import decode_image, is_image_name
 
 GRAY = numpy.linspace(2000, 65000, 12 * 10, dtype=numpy.uint16).reshape(12, 10)
 NOISE = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=numpy.uint8))

@@ -17,8 +17,8 @@ from tasks.classification.sources import (
     open_validation_source,
 )
 from tasks.classification.subset import take_fraction
-from tasks.classification.tar_index import index_tar
 from training.errors import DataError
+from training.tar_index import index_tar
 from trial_runs import CLASSES
 
 

@@ -7,9 +7,9 @@ import tarfile
 
 import pytest
 from tasks.classification.sources import TarSource
-from tasks.classification.tar_index import index_tar
 from test_sources import pack
 from training.errors import DataError
+from training.tar_index import index_tar
 
 
 @pytest.fixture

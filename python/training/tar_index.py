@@ -11,8 +11,7 @@ import tarfile
 from typing import BinaryIO
 
 from training.errors import DataError
-
-from tasks.classification.image_decoding import is_image_name
+from training.image_decoding import is_image_name
 
 CHUNK = 2**20
 

@@ -12,6 +12,7 @@ import os
 
 import numpy
 from PIL import Image, ImageOps
+
 from training.errors import DataError
 
 # Pillow knows these but decodes them by another program or not at all.
