@@ -46,6 +46,14 @@ class World:
             dist.all_reduce(values, group=self.control)
         return values
 
+    def gather(self, value: object) -> list:
+        """What every rank has, a value that can be pickled each, in the order of ranks and on all of them."""
+        if self.control is None:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.control is not None:

@@ -63,5 +63,8 @@ class Source(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of image `index` as it is read."""
 
+    def objects(self, index: int) -> Objects:
+        """The objects alone of image `index`."""
+
     def read(self, index: int) -> tuple[Image.Image, Objects]:
         """Image `index` as RGB, and its objects. Raises DataError, naming the file, if it cannot be read."""

@@ -68,7 +68,7 @@ class CocoSource:
         return read_upright(self.files, self.images[index]["path"], self.size(index)), self.objects(index)
 
     def objects(self, index: int) -> Objects:
-        """The objects alone of image `index`."""
+        """See `Source.objects`."""
         entries, (height, width) = self._objects[self.image_id(index)], self.size(index)
         masks = None
         if self.has_masks:

@@ -65,6 +65,10 @@ class Scenes:
         """See `Source.size`."""
         return self.style.size, self.style.size
 
+    def objects(self, index: int) -> Objects:
+        """See `Source.objects`."""
+        return self.read(index)[1]
+
     def read(self, index: int) -> tuple[Image.Image, Objects]:
         """See `Source.read`."""
         canvas = _Canvas(self.style, numpy.random.PCG64(numpy.random.SeedSequence((self.seed, self.train, index))))

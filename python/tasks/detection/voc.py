@@ -88,7 +88,7 @@ class VocSource:
         return read_upright(self.files, self._paths[index], self._sizes[index]), self.objects(index)
 
     def objects(self, index: int) -> Objects:
-        """The objects alone of image `index`."""
+        """See `Source.objects`."""
         objects = self._objects[index]
         boxes = numpy.array([box for _, box, _ in objects], dtype=numpy.float32).reshape(-1, 4)
         return Objects(
