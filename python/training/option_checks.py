@@ -11,7 +11,7 @@ import timm.optim
 import torch
 
 from training.errors import OptionError
-from training.optimization import ends_at_min_lr, global_batch, peak_lr
+from training.optimization import ends_at_min_lr, global_batch, has_warmup, peak_lr
 from training.options import flag
 from training.shared_options import TrainingOptions
 
@@ -65,7 +65,7 @@ def check_values(options: TrainingOptions, explicit: set[str]) -> None:
     """
     counts = ("limit_batches", "epochs", "batch_size", "accumulate_steps")
     require_all(options, counts, lambda value: value >= 1, "1 or more")
-    parts = ("num_workers", "warmup_epochs", "seed", "weight_decay", "min_lr")
+    parts = ("num_workers", "warmup_epochs", "seed", "weight_decay", "min_lr", "warmup_steps")
     require_all(options, parts, lambda value: value >= 0, "0 or more")
     positive = ("lr", "warmup_lr", "opt_eps", "clip_grad", "decay_epochs", "decay_rate", "log_seconds")
     require_all(options, positive, lambda value: value > 0, "more than 0")
@@ -154,12 +154,20 @@ def require_file(name: str, path: str | None) -> None:
 
 
 def _check_schedule(options: TrainingOptions, world_size: int) -> None:
-    if options.warmup_epochs >= options.epochs:
+    if options.warmup_steps is None and options.warmup_epochs >= options.epochs:
         raise OptionError(f"--warmup-epochs {options.warmup_epochs} must be less than --epochs {options.epochs}")
+    milestones = options.decay_milestones
+    if options.sched == "multistep" and not milestones:
+        raise OptionError("--sched multistep needs --decay-milestones: the epochs after which the learning rate decays")
+    if milestones and not all(0 < a < b for a, b in zip(milestones, (*milestones[1:], options.epochs), strict=True)):
+        raise OptionError(
+            f"--decay-milestones must rise and lie between 0 and --epochs {options.epochs}, got "
+            f"{' '.join(map(str, milestones))}"
+        )
     peak = peak_lr(options, world_size)
     if ends_at_min_lr(options) and options.min_lr > peak:
         batch = global_batch(options, world_size)
-        scaling = "" if options.unscale_lr else f" (--lr {options.lr:g} × batch {batch} / 512)"
+        scaling = "" if options.unscale_lr else f" (--lr {options.lr:g} × batch {batch} / {options.LR_BATCH})"
         raise OptionError(
             f"--min-lr {options.min_lr:g} is above the peak learning rate {peak:g}{scaling}; "
             "lower --min-lr, raise --lr, or take --lr as it is with --unscale-lr"
@@ -171,6 +179,8 @@ def _conditions(options: TrainingOptions, world_size: int):
     yield "model_ema_decay", options.model_ema, "with --no-model-ema"
     yield "min_lr", ends_at_min_lr(options), f"with --sched {options.sched}"
     yield "decay_epochs", options.sched == "step", f"with --sched {options.sched}"
-    yield "decay_rate", options.sched in ("step", "poly"), f"with --sched {options.sched}"
-    yield "warmup_lr", options.warmup_epochs > 0, "with --warmup-epochs 0"
+    yield "decay_rate", options.sched in ("step", "multistep", "poly"), f"with --sched {options.sched}"
+    yield "decay_milestones", options.sched == "multistep", f"with --sched {options.sched}"
+    yield "warmup_epochs", options.warmup_steps is None, "together with --warmup-steps, which replaces it"
+    yield "warmup_lr", has_warmup(options), "without a warm-up"
     yield "sync_bn", world_size > 1 or not options.sync_bn, "in one process; start with torchrun"

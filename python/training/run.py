@@ -91,7 +91,7 @@ def make_run(
     if world.size > 1:
         network = DistributedDataParallel(model)
         network = torch.compile(network) if options.compile else network
-    optimizer = build_optimizer(options, model, world.size)
+    optimizer = build_optimizer(options, model, world.size, task.parameter_groups())
     steps = -(-task.batches.per_epoch // options.accumulate_steps)
     return Run(
         options=options,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 from training.options import option
 
@@ -75,8 +76,11 @@ class LoopOptions(ComputeOptions):
 class TrainingOptions(LoopOptions, LoaderOptions, ModelOptions):
     """All that the engine is told; a task adds its own. Names and defaults are those of DeiT's `main.py`.
 
+    `LR_BATCH`, of a task, is the global batch that --lr is for.
     The network is the task's to build: with `model`, `model_kwargs`, `initial_checkpoint` and `grad_checkpointing`.
     """
+
+    LR_BATCH: ClassVar[int] = 512
 
     initial_checkpoint: str | None = option(None, "start from these weights; the output layer may differ", "model")
     model_ema: bool = option(True, "keep and evaluate an exponential moving average of the weights", "model")
@@ -101,13 +105,20 @@ class TrainingOptions(LoopOptions, LoaderOptions, ModelOptions):
     lr: float = option(5e-4, "peak learning rate for a global batch of 512, scaled linearly", "optimization")
     unscale_lr: bool = option(False, "take --lr as it is, whatever the batch", "optimization")
     sched: str = option(
-        "cosine", "how the learning rate falls", "optimization", choices=("cosine", "step", "poly", "constant")
-    )
+        "cosine", "how the learning rate falls", "optimization",
+        choices=("cosine", "step", "multistep", "poly", "constant"),
+    )  # fmt: skip
     min_lr: float = option(1e-5, "where cosine and poly end", "optimization")
     warmup_epochs: int = option(5, "epochs of linear warm-up", "optimization")
+    warmup_steps: int | None = option(
+        None, "steps of the optimizer of linear warm-up, in place of epochs", "optimization"
+    )
     warmup_lr: float = option(1e-6, "where the warm-up starts", "optimization")
     decay_epochs: float = option(30.0, "step: epochs between two decays", "optimization")
-    decay_rate: float = option(0.1, "step: factor of a decay; poly: its power", "optimization")
+    decay_milestones: tuple[int, ...] | None = option(
+        None, "multistep: epochs after which the learning rate decays", "optimization", nargs="+", metavar="EPOCH"
+    )
+    decay_rate: float = option(0.1, "step, multistep: factor of a decay; poly: its power", "optimization")
 
     output_dir: str | None = option(None, "where the run is kept (default: a new folder in output/)", "run")
     resume: str | None = option(None, "continue the run of this checkpoint, with its options", "run")

@@ -58,6 +58,11 @@ class Task(abc.ABC):
     loader: Iterable
     training_images: int
 
+    def parameter_groups(self) -> list[dict] | None:
+        """Groups of the optimizer, each with `params` and what it has of its own: `weight_decay`, `lr_scale`; None for
+        all parameters alike, without weight decay for biases, norms and scalars."""
+        return None
+
     @abc.abstractmethod
     def step(self, network: nn.Module, batch: Any) -> Losses:
         """The losses of one training batch; `network` is `model`, possibly replicated or compiled."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from training.optimization import ends_at_min_lr, peak_lr
+from training.optimization import ends_at_min_lr, has_warmup, peak_lr
 from training.options import flag
 
 from tasks.classification.option_checks import mixes
@@ -26,14 +26,14 @@ def give_way(options: Options, given: Collection[str], world_size: int = 1) -> t
             lines.append(f"{flag(name)} {value:g} in place of the default {getattr(options, name):g}, {reason}")
         options = dataclasses.replace(options, **values)
 
-    if options.warmup_epochs >= options.epochs:
+    if options.warmup_steps is None and options.warmup_epochs >= options.epochs:
         if "warmup_epochs" not in given:
             replace(f"to be less than --epochs {options.epochs}", warmup_epochs=options.epochs - 1)
         elif "epochs" not in given:
             reason = f"to follow --warmup-epochs {options.warmup_epochs}"
             replace(reason, epochs=options.warmup_epochs + options.epochs)
     peak = peak_lr(options, world_size)
-    matters = {"warmup_lr": options.warmup_epochs > 0, "min_lr": ends_at_min_lr(options)}
+    matters = {"warmup_lr": has_warmup(options), "min_lr": ends_at_min_lr(options)}
     for name in matters:
         if matters[name] and name not in given and getattr(options, name) > peak > 0:
             replace(f"which is above the peak learning rate {peak:g}", **{name: peak * PART_OF_PEAK})
