@@ -5,5 +5,5 @@ Data: annotations (one image's objects, what every source gives), scenes (handwr
 the data without --data-path), sources (which layout a path has), coco, voc (the formats), segmentation (masks), files
 (folders and tars), problems (mistakes in annotations).
 Batches: transforms (sizes, flips, crops), data (datasets, groups of wide and high images, loaders).
-The run: metrics (COCO's numbers).
+The run: metrics (COCO's numbers), draw (pictures of detections).
 """
