@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Checks of the options of `detect.py`: which one holds, and which combinations contradict each other."""
+
+from __future__ import annotations
+
+import timm
+from training.errors import OptionError
+from training.option_checks import (
+    check_combinations,
+    check_values,
+    refuse_idle,
+    require_all,
+    require_file,
+    resume_options,
+)
+
+import container_kernels  # noqa: F401  registers our models with timm
+from tasks.detection.options import DetectionOptions
+from tasks.detection.recipes import recipe_values
+
+CHANGEABLE_ON_RESUME = {"data_path", "val_path", "eval", "check_data", "list_backbones"}
+DEFAULT_DETECTOR = "retinanet"
+
+
+def resolve(explicit: dict, saved: dict | None = None) -> DetectionOptions:
+    """Explicit options, then those of the resumed run, then the recipe's.
+
+    Raises:
+        OptionError: an explicit option would change the recipe of the resumed run `saved`, or there is no such recipe.
+    """
+    if saved is not None:
+        return DetectionOptions(**resume_options(DetectionOptions, explicit, saved, CHANGEABLE_ON_RESUME))
+    detector = explicit.get("detector", DEFAULT_DETECTOR)
+    values = recipe_values(explicit.get("recipe"), detector, "data_path" in explicit)
+    return DetectionOptions(**{**values, **explicit})
+
+
+def check(options: DetectionOptions, explicit: set[str], world_size: int = 1) -> None:
+    """Refuse impossible values and contradictions; `explicit` holds the names of the options that the user gave.
+
+    Raises:
+        OptionError: names the option, what is allowed and what came.
+    """
+    check_values(options, explicit)
+    require_all(options, ("train_scenes", "val_scenes", "longest_side"), lambda value: value >= 1, "1 or more")
+    require_all(options, ("short_sides",), lambda value: all(side >= 1 for side in value), "each 1 or more")
+    require_all(options, ("hflip",), lambda value: 0 <= value <= 1, "from 0 to 1")
+    require_all(options, ("drop_path",), lambda value: 0 <= value < 1, "0 or more and less than 1")
+    scales = ("backbone_lr_scale", "sampling_lr_scale")
+    require_all(options, scales, lambda value: value >= 0, "0 or more")
+    if not timm.is_model(options.model):
+        raise OptionError(f"--model {options.model} is not known to timm; --list-backbones names ours")
+    require_file("backbone_checkpoint", options.backbone_checkpoint)
+    require_file("eval", options.eval)
+    if options.val_path and not options.data_path:
+        raise OptionError("--val-path needs --data-path")
+    check_combinations(options, explicit, world_size)
+    refuse_idle(explicit, _conditions(options))
+
+
+def _conditions(options: DetectionOptions):
+    """(name, whether it matters, why not) for every option that only matters together with another."""
+    yield "train_scenes", options.data_path is None, "with --data-path"
+    yield "val_scenes", options.data_path is None, "with --data-path"
+    yield "check_data", options.data_path is not None, "without --data-path"
+    yield "live_bn", options.backbone_checkpoint is not None, "without --backbone-checkpoint: norms are live then"
+    yield "sampling_lr_scale", options.detector == "deformable-detr", f"with --detector {options.detector}"
+    yield "initial_checkpoint", False, "here: give --backbone-checkpoint, or --resume"

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Recipes by name: public ones for COCO, and short ones for the scenes of digits. A given option goes before them.
+
+Learning rates are for a global batch of 16 images; for others they are scaled (`DetectionOptions.LR_BATCH`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.errors import OptionError
+
+Values = dict[str, Any]
+"""Options by the names of their fields."""
+
+MULTI_SCALE = tuple(range(480, 801, 32))
+
+_COMMON: Values = dict(model_ema=False, batch_size=2, min_lr=0.0, sched="multistep", decay_rate=0.1)
+_ONE_SIZE: Values = dict(short_sides=(800,), longest_side=1333, random_crops=False)
+_MANY_SIZES: Values = dict(short_sides=MULTI_SCALE, longest_side=1333, random_crops=True)
+_12_EPOCHS: Values = dict(epochs=12, decay_milestones=(8, 11), warmup_steps=500)
+_DETR: Values = dict(
+    _COMMON, **_MANY_SIZES, opt="adamw", weight_decay=1e-4, decay_norms=True, clip_grad=0.1, warmup_steps=0,
+    backbone_lr_scale=0.1, epochs=50,
+)  # fmt: skip
+
+# Recipe -> what it says, and what it says of one detector.
+RECIPES: dict[str, Values] = {
+    # PVT's configurations for mmdetection: CONTAINER has the widths of its pyramid.
+    "1x": dict(_COMMON, **_ONE_SIZE, **_12_EPOCHS, opt="adamw", lr=1e-4, warmup_lr=1e-7, weight_decay=1e-4, decay_norms=True),
+    # Swin's for Mask R-CNN.
+    "swin-1x": dict(_COMMON, **_MANY_SIZES, **_12_EPOCHS, opt="adamw", lr=1e-4, warmup_lr=1e-7, weight_decay=0.05),
+    # mmdetection's and detectron2's for ResNet-50.
+    "r50-1x": dict(
+        _COMMON, **_ONE_SIZE, **_12_EPOCHS, opt="sgd", momentum=0.9, lr=0.02, warmup_lr=2e-5, weight_decay=1e-4,
+        decay_norms=True,
+    ),
+    "detr-50": dict(_DETR, lr=1e-4, decay_milestones=(33,)),
+    "detr-300": {**_DETR, "lr": 1e-4, "epochs": 300, "decay_milestones": (200,)},
+    "smca-50": dict(_DETR, lr=1e-4, decay_milestones=(40,)),
+    "deformable-50": dict(_DETR, lr=2e-4, decay_milestones=(40,), sampling_lr_scale=0.1),
+    # Two minutes on two cores.
+    "scenes": dict(
+        model_ema=False, batch_size=8, num_workers=0, opt="adamw", weight_decay=0.05, sched="cosine", min_lr=0.0,
+        unscale_lr=True, warmup_epochs=0, warmup_lr=1e-6, short_sides=(128,), longest_side=128, hflip=0.0,
+        random_crops=False, drop_path=0.0, group_aspects=False,
+    ),
+}  # fmt: skip
+OF_DETECTOR: dict[tuple[str, str], Values] = {
+    ("1x", "mask-rcnn"): dict(lr=2e-4, warmup_lr=2e-7),
+    ("1x", "faster-rcnn"): dict(lr=2e-4, warmup_lr=2e-7),
+    ("r50-1x", "retinanet"): dict(lr=0.01, warmup_lr=1e-5),
+    ("scenes", "retinanet"): dict(lr=2e-3, epochs=8, warmup_steps=50),
+    ("scenes", "faster-rcnn"): dict(lr=1.5e-3, epochs=8, warmup_steps=50),
+    ("scenes", "mask-rcnn"): dict(lr=1.5e-3, epochs=12, warmup_steps=50),
+    ("scenes", "detr"): dict(lr=3e-4, epochs=16, warmup_steps=50, clip_grad=0.1),
+    ("scenes", "conditional-detr"): dict(lr=1e-3, epochs=16, warmup_steps=50, clip_grad=0.5),
+    ("scenes", "smca-detr"): dict(lr=1e-3, epochs=24, warmup_steps=50, clip_grad=0.5),
+    ("scenes", "deformable-detr"): dict(lr=1e-3, epochs=16, warmup_steps=50, clip_grad=0.5),
+}
+DEFAULT_RECIPES = {
+    "retinanet": "1x",
+    "faster-rcnn": "1x",
+    "mask-rcnn": "1x",
+    "detr": "detr-50",
+    "conditional-detr": "smca-50",
+    "smca-detr": "smca-50",
+    "deformable-detr": "deformable-50",
+}
+
+
+def recipe_values(recipe: str | None, detector: str, has_data: bool) -> Values:
+    """The options of a recipe for a detector; None: the detector's own, or without data that of the scenes.
+
+    Raises:
+        OptionError: there is no such recipe.
+    """
+    name = recipe or (DEFAULT_RECIPES[detector] if has_data else "scenes")
+    if name not in RECIPES:
+        raise OptionError(f"--recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    return {**RECIPES[name], **OF_DETECTOR.get((name, detector), {}), "recipe": name}
