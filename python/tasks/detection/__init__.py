@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Object detection and instance segmentation.
+"""Object detection and instance segmentation; one purpose per file.
 
-annotations             one image's objects; what every source gives
-scenes                  handwritten digits scattered over canvases: the data without --data-path
+Data: annotations (one image's objects, what every source gives), scenes (handwritten digits scattered over canvases:
+the data without --data-path), sources (which layout a path has), coco, voc (the formats), segmentation (masks), files
+(folders and tars), problems (mistakes in annotations).
 """

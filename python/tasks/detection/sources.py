@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""From --data-path to a training and a validation source: which layout a folder or a tar has."""
+
+from __future__ import annotations
+
+import posixpath
+
+from training.errors import DataError
+
+from tasks.detection.annotations import Category, Source
+from tasks.detection.coco import CocoSource
+from tasks.detection.files import Files, open_files
+from tasks.detection.voc import ANNOTATIONS, LISTS, VocSource
+
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+
+
+def open_source(
+    flag: str, path: str, train: bool, categories: list[Category] | None = None, check_only: bool = False
+) -> Source:
+    """The training or the validation part of the folder or tar at `path`.
+
+    COCO: `annotations/*.json`, of which the one whose name has the word train, or val; the images are in the root, in
+    `images`, or in a folder of the part, as train2017. Or: an `_annotations.coco.json` in the folder of each part.
+    Pascal VOC: `Annotations`, `JPEGImages`, and the lists of `ImageSets/Main`.
+
+    Args:
+        flag: the option that gave the path, for messages.
+        categories: those of the training part, which the validation part must have, too.
+        check_only: keep fatal problems in `problems` instead of raising.
+
+    Raises:
+        DataError: there is no such part, or it has mistakes.
+    """
+    files = open_files(flag, path)
+    names = ("train",) if train else VALIDATION_NAMES
+    if files.names(ANNOTATIONS) and any(name.endswith(".xml") for name in files.names(ANNOTATIONS)):
+        return VocSource(files, _voc_part(files, names), categories, check_only)
+    found = _coco_json(files, names)
+    if found is None:
+        wanted = "train" if train else "val"
+        raise DataError(
+            f"{flag} {path}: expected annotations/*{wanted}*.json (COCO) or {ANNOTATIONS}/*.xml (Pascal VOC)"
+        )
+    source = CocoSource(files, *found, check_only)
+    if categories is not None and source.categories != categories:
+        raise DataError(f"{source.name} has other categories than the training part")
+    return source
+
+
+def _coco_json(files: Files, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
+    """The json of a part, and where its images may be."""
+    for name in names:
+        for folder in files.folders():
+            if folder.startswith(name) and "_annotations.coco.json" in files.names(folder):
+                return f"{folder}/_annotations.coco.json", (folder,)
+        folders = ("", "images", *(f for f in files.folders() if f.startswith(name)))
+        folders += tuple(posixpath.join("images", f) for f in (name, f"{name}2017"))
+        jsons = sorted(file for file in files.names("annotations") if file.endswith(".json") and name in file)
+        # Of COCO's own, instances are what is detected; beside them lie captions and key points.
+        jsons = [file for file in jsons if file.startswith("instances")] or jsons
+        if len(jsons) > 1:
+            raise DataError(f"{files.name}/annotations has several files of {name}: {', '.join(jsons)}")
+        if jsons:
+            return f"annotations/{jsons[0]}", folders
+    return None
+
+
+def _voc_part(files: Files, names: tuple[str, ...]) -> str:
+    lists = {name[:-4] for name in files.names(LISTS) if name.endswith(".txt")}
+    # trainval is what VOC's own results are trained on.
+    for name in ("trainval", *names) if names == ("train",) and "val" not in lists else names:
+        if name in lists:
+            return name
+    raise DataError(
+        f"{files.name}/{LISTS} has no list of {' or '.join(names)}, only {', '.join(sorted(lists)) or 'none'}"
+    )
