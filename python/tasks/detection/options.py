@@ -53,7 +53,7 @@ class DetectionOptions(TrainingOptions):
     decay_norms: bool = option(False, "weight decay for norms and biases too, as mmdetection has it", "optimization")
 
     short_sides: tuple[int, ...] = option(
-        (800,), "short sides of training images, of which each gets one; the last is that of validation", "augmentation",
+        (800,), "short sides of training images, of which each gets one; validation has the last", "augmentation",
         nargs="+", metavar="PIXELS",
     )  # fmt: skip
     longest_side: int = option(1333, "the most that a long side may be", "augmentation")

@@ -10,9 +10,12 @@ from typing import Any
 
 from training.errors import OptionError
 
+from tasks.detection.detectors.settings import PRESETS
+
 Values = dict[str, Any]
 """Options by the names of their fields."""
 
+_SCENES = PRESETS["scenes"]["retinanet"]
 MULTI_SCALE = tuple(range(480, 801, 32))
 
 _COMMON: Values = dict(model_ema=False, batch_size=2, min_lr=0.0, sched="multistep", decay_rate=0.1)
@@ -27,7 +30,9 @@ _DETR: Values = dict(
 # Recipe -> what it says, and what it says of one detector.
 RECIPES: dict[str, Values] = {
     # PVT's configurations for mmdetection: CONTAINER has the widths of its pyramid.
-    "1x": dict(_COMMON, **_ONE_SIZE, **_12_EPOCHS, opt="adamw", lr=1e-4, warmup_lr=1e-7, weight_decay=1e-4, decay_norms=True),
+    "1x": dict(
+        _COMMON, **_ONE_SIZE, **_12_EPOCHS, opt="adamw", lr=1e-4, warmup_lr=1e-7, weight_decay=1e-4, decay_norms=True,
+    ),
     # Swin's for Mask R-CNN.
     "swin-1x": dict(_COMMON, **_MANY_SIZES, **_12_EPOCHS, opt="adamw", lr=1e-4, warmup_lr=1e-7, weight_decay=0.05),
     # mmdetection's and detectron2's for ResNet-50.
@@ -43,7 +48,8 @@ RECIPES: dict[str, Values] = {
     "scenes": dict(
         model_ema=False, batch_size=8, num_workers=0, opt="adamw", weight_decay=0.05, sched="cosine", min_lr=0.0,
         unscale_lr=True, warmup_epochs=0, warmup_lr=1e-6, short_sides=(128,), longest_side=128, hflip=0.0,
-        random_crops=False, drop_path=0.0, group_aspects=False,
+        random_crops=False, group_aspects=False, model=_SCENES.backbone, model_kwargs=dict(_SCENES.model_kwargs),
+        drop_path=_SCENES.drop_path,
     ),
 }  # fmt: skip
 OF_DETECTOR: dict[tuple[str, str], Values] = {

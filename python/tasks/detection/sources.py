@@ -48,6 +48,27 @@ def open_source(
     return source
 
 
+def check_files(data_path: str, val_path: str | None) -> None:
+    """Print every mistake of both parts, and how many images and objects are left.
+
+    Raises:
+        DataError: there are fatal ones, or a part is missing.
+    """
+    fatal = 0
+    categories = None
+    for train, (flag, path) in ((True, ("--data-path", data_path)), (False, ("--val-path", val_path or data_path))):
+        source = open_source(flag if val_path or train else "--data-path", path, train, categories, check_only=True)
+        categories = categories or source.categories
+        for problem in source.problems:
+            print(f"{'error' if problem.fatal else 'put right'}: {problem}")
+        fatal += sum(problem.fatal for problem in source.problems)
+        objects = sum(len(source.objects(index)) for index in range(len(source)))
+        masks = "with masks" if source.has_masks else "without masks"
+        print(f"{source.name}: {len(source):,} images, {objects:,} objects {masks}, {len(categories)} categories")
+    if fatal:
+        raise DataError(f"{fatal} mistakes that have to be put right in the files")
+
+
 def _coco_json(files: Files, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
     """The json of a part, and where its images may be."""
     for name in names:

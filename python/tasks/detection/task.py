@@ -59,11 +59,11 @@ class Detection(Task):
             self.batches = GroupedBatches(train, options, world)
         else:
             self.batches = TrainingBatches(len(train), train.name, options, world)
-        sizes = Sizes(options.short_sides, options.longest_side)
-        transform = TrainingTransform(sizes, options.hflip, Crops() if options.random_crops else None)
+        self.sizes = Sizes(options.short_sides, options.longest_side)
+        transform = TrainingTransform(self.sizes, options.hflip, Crops() if options.random_crops else None)
         self.loader = detection_loader(train, transform, self.batches, options.num_workers, world)
         self.evaluation = make_evaluation(
-            val, sizes, normalization, compute, world, options.batch_size, options.num_workers, masks,
+            val, self.sizes, normalization, compute, world, options.batch_size, options.num_workers, masks,
             options.limit_batches,
         )  # fmt: skip
         self.judgement: Judgement | None = None  # the last one

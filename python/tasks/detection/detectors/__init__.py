@@ -56,6 +56,7 @@ class Builder:
     file: str
     function: str
     needs: tuple[str, ...]
+    losses: tuple[str, ...]
     gives_masks: bool = False
 
     def __call__(self, num_classes: int, settings: DetectorSettings) -> nn.Module:
@@ -67,14 +68,16 @@ class Builder:
 
 
 _TORCHVISION, _TRANSFORMERS = ("torchvision",), ("transformers", "scipy")
+_DENSE, _SET = ("class", "box"), ("class", "box", "giou")
+_RCNN = ("objectness", "proposal box", "class", "box")
 DETECTORS: dict[str, Builder] = {
-    "retinanet": Builder("retinanet", "build_retinanet", _TORCHVISION),
-    "faster-rcnn": Builder("mask_rcnn", "build_faster_rcnn", _TORCHVISION),
-    "mask-rcnn": Builder("mask_rcnn", "build_mask_rcnn", _TORCHVISION, gives_masks=True),
-    "detr": Builder("detr", "build_detr", _TRANSFORMERS),
-    "conditional-detr": Builder("detr", "build_conditional_detr", _TRANSFORMERS),
-    "smca-detr": Builder("smca", "build_smca_detr", _TRANSFORMERS),
-    "deformable-detr": Builder("deformable", "build_deformable_detr", _TRANSFORMERS),
+    "retinanet": Builder("retinanet", "build_retinanet", _TORCHVISION, _DENSE),
+    "faster-rcnn": Builder("mask_rcnn", "build_faster_rcnn", _TORCHVISION, _RCNN),
+    "mask-rcnn": Builder("mask_rcnn", "build_mask_rcnn", _TORCHVISION, (*_RCNN, "mask"), gives_masks=True),
+    "detr": Builder("detr", "build_detr", _TRANSFORMERS, _SET),
+    "conditional-detr": Builder("detr", "build_conditional_detr", _TRANSFORMERS, _SET),
+    "smca-detr": Builder("smca", "build_smca_detr", _TRANSFORMERS, _SET),
+    "deformable-detr": Builder("deformable", "build_deformable_detr", _TRANSFORMERS, _SET),
 }
 
 
