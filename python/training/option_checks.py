@@ -20,7 +20,8 @@ CHANGEABLE_ON_RESUME = {
     "num_workers", "epochs", "output_dir", "device", "amp_dtype", "channels_last", "compile", "log_seconds",
     "limit_batches", "resume",
 }  # fmt: skip
-NEVER_INHERITED = {"device", "resume", "output_dir"}
+# The weights that a run started from are in its checkpoints, and their file may be gone.
+NEVER_INHERITED = {"device", "resume", "output_dir", "initial_checkpoint"}
 
 
 def resume_options(cls: type, explicit: dict, saved: dict, changeable: set[str] = frozenset()) -> dict:
@@ -159,7 +160,9 @@ def _check_schedule(options: TrainingOptions, world_size: int) -> None:
     milestones = options.decay_milestones
     if options.sched == "multistep" and not milestones:
         raise OptionError("--sched multistep needs --decay-milestones: the epochs after which the learning rate decays")
-    if milestones and not all(0 < a < b for a, b in zip(milestones, (*milestones[1:], options.epochs), strict=True)):
+    if options.sched == "multistep" and not all(
+        0 < a < b for a, b in zip(milestones, (*milestones[1:], options.epochs), strict=True)
+    ):
         raise OptionError(
             f"--decay-milestones must rise and lie between 0 and --epochs {options.epochs}, got "
             f"{' '.join(map(str, milestones))}"

@@ -206,6 +206,14 @@ def test_devices_are_checked_against_the_machine(monkeypatch):
         check_compute("cuda:2", None)
 
 
+def test_a_run_that_started_from_weights_can_be_resumed(tmp_path):
+    """Those are in its checkpoint: their file is not asked for, and may be gone."""
+    saved = dataclasses.asdict(Options(data_path="x", initial_checkpoint=str(tmp_path / "gone.pth")))
+    options = resolve({"resume": "run/last.pth"}, saved)
+    check(options, {"resume"})
+    assert options.initial_checkpoint is None
+
+
 def test_sync_bn_needs_gpus():
     options = resolve({"data_path": "x", "sync_bn": True, "device": "cpu"})
     with pytest.raises(OptionError, match="--sync-bn needs GPUs"):

@@ -61,13 +61,23 @@ def settings_of(options: DetectionOptions) -> DetectorSettings:
     )  # fmt: skip
 
 
-def build_model(options: DetectionOptions, num_classes: int) -> nn.Module:
-    """The detector with fresh weights.
+def build_model(
+    options: DetectionOptions, num_classes: int, backbone_checkpoint: str | None = None
+) -> tuple[nn.Module, list[str]]:
+    """The detector, with fresh weights but for those of a classifier, and lines that say what was loaded and frozen.
 
     Raises:
         OptionError: the backbone does not serve, or a package is missing.
+        CheckpointError: the weights do not fit the backbone.
     """
-    return build_detector(options.detector, num_classes, settings_of(options))
+    model = build_detector(options.detector, num_classes, settings_of(options))
+    remarks = []
+    if backbone_checkpoint:
+        remarks.append(load_classifier(model, backbone_checkpoint).describe())
+    # Statistics of two images are noise; those of weights that are given are good, and stay.
+    if options.backbone_checkpoint and not (options.live_bn or options.sync_bn):
+        remarks.append(f"{freeze_norms(model)} batch norms of the backbone are frozen")
+    return model, remarks
 
 
 def normalization_of(model: nn.Module) -> Normalization:
@@ -89,12 +99,8 @@ def build_run(
     train, val = sources
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     seed_everything(options.seed)
-    model = build_model(options, len(train.categories))
-    remarks = []
-    if options.backbone_checkpoint:
-        remarks.append(load_classifier(model, options.backbone_checkpoint).describe())
-        if not options.live_bn and not options.sync_bn:
-            remarks.append(f"{freeze_norms(model)} batch norms of the backbone are frozen")
+    given = None if options.resume else options.backbone_checkpoint
+    model, remarks = build_model(options, len(train.categories), given)
     if options.grad_checkpointing:
         try:
             body_of(model).set_grad_checkpointing()

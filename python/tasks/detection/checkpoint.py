@@ -41,7 +41,7 @@ def load_detector(path: str) -> SavedDetector:
     known = {field.name for field in dataclasses.fields(DetectionOptions)}
     options = DetectionOptions(**{name: value for name, value in content["options"].items() if name in known})
     categories = [Category(number, name) for number, name in content["categories"]]
-    model = build_model(options, len(categories))
+    model, _ = build_model(options, len(categories))
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

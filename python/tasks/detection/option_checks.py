@@ -16,7 +16,7 @@ from training.option_checks import (
 
 import container_kernels  # noqa: F401  registers our models with timm
 from tasks.detection.options import DetectionOptions
-from tasks.detection.recipes import recipe_values
+from tasks.detection.recipes import Values, recipe_values
 
 CHANGEABLE_ON_RESUME = {"data_path", "val_path", "eval", "check_data", "list_backbones"}
 DEFAULT_DETECTOR = "retinanet"
@@ -32,7 +32,21 @@ def resolve(explicit: dict, saved: dict | None = None) -> DetectionOptions:
         return DetectionOptions(**resume_options(DetectionOptions, explicit, saved, CHANGEABLE_ON_RESUME))
     detector = explicit.get("detector", DEFAULT_DETECTOR)
     values = recipe_values(explicit.get("recipe"), detector, "data_path" in explicit)
-    return DetectionOptions(**{**values, **explicit})
+    return DetectionOptions(**{**values, **_decays_in_proportion(values, explicit), **explicit})
+
+
+def _decays_in_proportion(values: Values, explicit: dict) -> Values:
+    """The recipe's milestones for the epochs that were given: 8 and 11 of 12 are 24 and 33 of 36."""
+    if (
+        "epochs" not in explicit
+        or "decay_milestones" not in values
+        or explicit.get("sched", "multistep") != "multistep"
+    ):
+        return {}
+    epochs = explicit["epochs"]
+    scaled = {round(milestone * epochs / values["epochs"]) for milestone in values["decay_milestones"]}
+    milestones = tuple(sorted(milestone for milestone in scaled if 0 < milestone < epochs))
+    return {"decay_milestones": milestones} if milestones else {"sched": "constant"}
 
 
 def check(options: DetectionOptions, explicit: set[str], world_size: int = 1) -> None:
@@ -50,7 +64,8 @@ def check(options: DetectionOptions, explicit: set[str], world_size: int = 1) ->
     require_all(options, scales, lambda value: value >= 0, "0 or more")
     if not timm.is_model(options.model):
         raise OptionError(f"--model {options.model} is not known to timm; --list-backbones names ours")
-    require_file("backbone_checkpoint", options.backbone_checkpoint)
+    if not options.resume:  # then its weights are in the checkpoint, and the file may be gone
+        require_file("backbone_checkpoint", options.backbone_checkpoint)
     require_file("eval", options.eval)
     if options.val_path and not options.data_path:
         raise OptionError("--val-path needs --data-path")

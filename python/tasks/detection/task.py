@@ -117,11 +117,10 @@ class Detection(Task):
         )
 
     def describe_recipe(self) -> list[str]:
-        """The values of the recipe that hold."""
+        """The recipe, with what was given in place of its values."""
         recipe = recipe_values(self.options.recipe, self.options.detector, self.options.data_path is not None)
-        values = {name: value for name, value in recipe.items() if getattr(self.options, name) == value}
-        values.pop("recipe", None)
-        lines = wrap_command_line({k: v for k, v in values.items() if not isinstance(v, dict)}, 100)
+        values = {name: getattr(self.options, name) for name in recipe if name not in ("recipe", "model_kwargs")}
+        lines = wrap_command_line({name: value for name, value in values.items() if value is not None}, 100)
         return [f"recipe    {self.options.recipe}:", *(f"          {line}" for line in lines)]
 
     def describe_epoch(self, row: Mapping[str, Any], best: float) -> str:
