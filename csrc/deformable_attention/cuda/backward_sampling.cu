@@ -7,10 +7,14 @@
 namespace ck::cuda {
 namespace {
 
-// The sum over `lanes` lanes that lie together, in each of them.
-CK_DEVICE float group_sum(float value, int lanes) {
-    for (int distance = lanes / 2; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
-    return value;
+// Over `lanes` lanes that lie together, the sum in each of them.
+template <int N>
+CK_DEVICE void add_up(float (&values)[N], int lanes) {
+    CK_NO_UNROLL
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+        CK_UNROLL
+        for (int i = 0; i < N; ++i) values[i] += shuffle_xor(values[i], distance);
+    }
 }
 
 template <class T, bool Aligned>
@@ -25,46 +29,42 @@ deformable_attention_backward_sampling_kernel(Problem problem, QueryGroups group
     const LaneChannels<T, kAccess<T, Aligned>> channels(problem, groups, place);
     const T* const pixels = value.head<const T>(place.image, place.head);
     const int64_t row = place.row(problem), first_point = row * problem.points_of_query();
-    const auto gradient = channels.read(grad_out, row * problem.head_dim, true);
+    float gradient[kLaneChannels];
+    channels.read(channels.first_of(grad_out + row * problem.head_dim), true).widen(gradient);
     // A lane keeps the results of every `lanes`-th point, so that they leave side by side.
     float kept_x = 0, kept_y = 0, kept_weight = 0;
-    for_each_point(problem, locations + 2 * first_point, weights + first_point,
-                   [&](int level, const Map& map, const Point& point, float weight, int index) {
-                       const Corners corners(point, map,
-                                             pixels + problem.levels[level].start * value.token_stride,
-                                             value.token_stride, channels);
-                       float products[4] = {};
-                       CK_UNROLL
-                       for (int corner = 0; corner < 4; ++corner) {
-                           CK_UNROLL
-                           for (int i = 0; i < kLaneChannels; ++i) {
-                               products[corner] += gradient[i] * corners.rows[corner][i];
-                           }
-                       }
-                       const float upper = products[1] - products[0], lower = products[3] - products[2];
-                       const float left = products[2] - products[0];
-                       const float at_top = products[0] + point.right * upper;
-                       const float at_bottom = products[2] + point.right * lower;
-                       float by_x = upper + point.down * (lower - upper);
-                       float by_y = left + point.right * (lower - upper);
-                       float by_weight = at_top + point.down * (at_bottom - at_top);
-                       by_x = group_sum(by_x, groups.lanes) * map.columns * weight;
-                       by_y = group_sum(by_y, groups.lanes) * map.rows * weight;
-                       by_weight = group_sum(by_weight, groups.lanes);
-                       const int turn = index & (groups.lanes - 1);
-                       if (turn == place.index) {
-                           // Exactly zero outside, whatever the weight is.
-                           kept_x = point.is_inside() ? by_x : 0;
-                           kept_y = point.is_inside() ? by_y : 0;
-                           kept_weight = by_weight;
-                       }
-                       const bool last = index == problem.points_of_query() - 1;
-                       if (exists && (last || turn == groups.lanes - 1) && place.index <= turn) {
-                           const int64_t mine = first_point + index - turn + place.index;
-                           store(grad_locations + 2 * mine, Vec<float, 2>{kept_x, kept_y});
-                           grad_weights[mine] = kept_weight;
-                       }
-                   });
+    for_each_point(
+        problem, pixels, value.token_stride, channels, locations + 2 * first_point, weights + first_point,
+        [&](const auto& corners, const Map& map, const Point& point, float weight, int index) {
+            float products[4] = {};
+            CK_UNROLL
+            for (int corner = 0; corner < 4; ++corner) {
+                float pixel[kLaneChannels];
+                corners.rows[corner].widen(pixel);
+                CK_UNROLL
+                for (int i = 0; i < kLaneChannels; ++i) products[corner] += gradient[i] * pixel[i];
+            }
+            const float upper = products[1] - products[0], lower = products[3] - products[2];
+            const float left = products[2] - products[0];
+            const float at_top = products[0] + point.right * upper;
+            const float at_bottom = products[2] + point.right * lower;
+            float by[3] = {at_top + point.down * (at_bottom - at_top), upper + point.down * (lower - upper),
+                           left + point.right * (lower - upper)};
+            add_up(by, groups.lanes);
+            const int turn = index & (groups.lanes - 1);
+            if (turn == place.index) {
+                // Exactly zero outside, whatever the weight is.
+                kept_weight = by[0];
+                kept_x = point.is_inside() ? by[1] * map.columns * weight : 0;
+                kept_y = point.is_inside() ? by[2] * map.rows * weight : 0;
+            }
+            const bool last = index == problem.points_of_query() - 1;
+            if (exists && (last || turn == groups.lanes - 1) && place.index <= turn) {
+                const int64_t mine = first_point + index - turn + place.index;
+                store(grad_locations + 2 * mine, Vec<float, 2>{kept_x, kept_y});
+                grad_weights[mine] = kept_weight;
+            }
+        });
 }
 
 }  // namespace

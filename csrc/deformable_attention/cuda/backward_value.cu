@@ -13,6 +13,7 @@
 // tiles; at about 11 passes through shared memory each that is 170 µs on 132 processors. Tests of boxes and
 // points are some 10 % of the instructions of that where queries are in the order of pixels; were there no
 // order, 350 tiles would test all points of their head and level, in 250 µs more.
+#include "deformable_attention/cuda/channels.h"
 #include "deformable_attention/cuda/point.h"
 #include "deformable_attention/cuda/query_boxes.h"
 #include "deformable_attention/cuda/tile_plan.h"
@@ -70,35 +71,42 @@ CK_DEVICE void leave_shares(const Point& point, const Tile& tile, float weight, 
     }
 }
 
-// A warp's part of a gradient: channels first_channel ... of a head's rows.
+// A lane's channels of rows of a head: in one access, or in as many as there are channels.
 template <class T, bool Aligned>
 struct LaneRows {
-    using Row = Vec<T, kLaneChannels>;
+    static constexpr int kAccesses = Aligned ? 1 : kLaneChannels, kWidth = kLaneChannels / kAccesses;
+    using Access = Channels<T, kWidth>;
+    struct Row {
+        Access accesses[kAccesses];
+    };
     int first_channel, head_dim;
 
     CK_DEVICE Row read(const T* row) const {
         Row result{};
-        if constexpr (Aligned) {
-            if (first_channel < head_dim) result = load<kLaneChannels>(row + first_channel);
-        } else {
-            CK_UNROLL
-            for (int i = 0; i < kLaneChannels; ++i) {
-                if (first_channel + i < head_dim) result.data[i] = row[first_channel + i];
-            }
+        CK_UNROLL
+        for (int i = 0; i < kAccesses; ++i) {
+            const int channel = first_channel + i * kWidth;
+            if (channel < head_dim) result.accesses[i] = Access::read(row + channel);
         }
         return result;
     }
-    CK_DEVICE void write(T* row, const Vec<float, kLaneChannels>& values) const {
-        Row rounded;
+    CK_DEVICE void write(T* row, const float (&values)[kLaneChannels]) const {
         CK_UNROLL
-        for (int i = 0; i < kLaneChannels; ++i) rounded.data[i] = from_float<T>(values.data[i]);
-        if constexpr (Aligned) {
-            if (first_channel < head_dim) store(row + first_channel, rounded);
-        } else {
+        for (int i = 0; i < kAccesses; ++i) {
+            const int channel = first_channel + i * kWidth;
+            float some[kWidth];
             CK_UNROLL
-            for (int i = 0; i < kLaneChannels; ++i) {
-                if (first_channel + i < head_dim) row[first_channel + i] = rounded.data[i];
-            }
+            for (int j = 0; j < kWidth; ++j) some[j] = values[i * kWidth + j];
+            if (channel < head_dim) Access::rounded(some).write(row + channel);
+        }
+    }
+    CK_DEVICE static void widen(const Row& row, float (&values)[kLaneChannels]) {
+        CK_UNROLL
+        for (int i = 0; i < kAccesses; ++i) {
+            float some[kWidth];
+            row.accesses[i].widen(some);
+            CK_UNROLL
+            for (int j = 0; j < kWidth; ++j) values[i * kWidth + j] = some[j];
         }
     }
 };
@@ -113,7 +121,7 @@ CK_DEVICE void add_hits(WarpMemory& memory, int count, const LaneRows<T, Aligned
     CK_NO_UNROLL
     for (int first = 0; first < count; first += kBatch) {
         Share shares[kBatch];
-        Vec<T, kLaneChannels> gradients[kBatch];
+        typename LaneRows<T, Aligned>::Row gradients[kBatch];
         CK_UNROLL
         for (int i = 0; i < kBatch; ++i) {
             shares[i] = first + i < count ? memory.queue[first + i][quarter] : Share{0, -1};
@@ -125,12 +133,12 @@ CK_DEVICE void add_hits(WarpMemory& memory, int count, const LaneRows<T, Aligned
         CK_UNROLL
         for (int i = 0; i < kBatch; ++i) {
             if (shares[i].place < 0) continue;
+            float gradient[kLaneChannels];
+            rows.widen(gradients[i], gradient);
             float* const pixel = sums + shares[i].place % kTilePixels * kTileChannels;
             Vec<float, kLaneChannels> sum = load<kLaneChannels>(pixel);
             CK_UNROLL
-            for (int j = 0; j < kLaneChannels; ++j) {
-                sum.data[j] += shares[i].weight * to_float(gradients[i].data[j]);
-            }
+            for (int j = 0; j < kLaneChannels; ++j) sum.data[j] += shares[i].weight * gradient[j];
             store(pixel, sum);
         }
     }
@@ -230,12 +238,12 @@ deformable_attention_backward_value_kernel(Problem problem, TilePlan plan, int q
          pixel += planned.warps * kStep) {
         const int row = tile.top + pixel / kTileSide, column = tile.left + pixel % kTileSide;
         if (row >= map.height || column >= map.width) continue;
-        Vec<float, kLaneChannels> total{};
+        float total[kLaneChannels] = {};
         for (int other_part = 0; other_part < planned.warps; ++other_part) {
             const WarpMemory& memory = memories[index - part + other_part];
             const auto sum = load<kLaneChannels>(memory.sums[pixel] + rows.first_channel % kTileChannels);
             CK_UNROLL
-            for (int i = 0; i < kLaneChannels; ++i) total.data[i] += sum.data[i];
+            for (int i = 0; i < kLaneChannels; ++i) total[i] += sum.data[i];
         }
         rows.write(out + (row * int64_t{map.width} + column) * query_stride, total);
     }

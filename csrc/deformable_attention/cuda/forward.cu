@@ -16,22 +16,21 @@ deformable_attention_forward_kernel(Problem problem, QueryGroups groups, Tokens 
     const T* const pixels = value.head<const T>(place.image, place.head);
     const int64_t row = place.row(problem), first_point = row * problem.points_of_query();
     float sums[kLaneChannels] = {};
-    for_each_point(problem, locations + 2 * first_point, weights + first_point,
-                   [&](int level, const Map& map, const Point& point, float weight, int) {
-                       const Corners corners(point, map,
-                                             pixels + problem.levels[level].start * value.token_stride,
-                                             value.token_stride, channels);
+    for_each_point(problem, pixels, value.token_stride, channels, locations + 2 * first_point,
+                   weights + first_point,
+                   [&](const auto& corners, const Map&, const Point& point, float weight, int) {
                        const float upper = weight * (1 - point.down), lower = weight * point.down;
                        const float left = 1 - point.right, right = point.right;
                        const float parts[4] = {upper * left, upper * right, lower * left, lower * right};
                        CK_UNROLL
                        for (int corner = 0; corner < 4; ++corner) {
+                           float pixel[kLaneChannels];
+                           corners.rows[corner].widen(pixel);
                            CK_UNROLL
-                           for (int i = 0; i < kLaneChannels; ++i)
-                               sums[i] += parts[corner] * corners.rows[corner][i];
+                           for (int i = 0; i < kLaneChannels; ++i) sums[i] += parts[corner] * pixel[i];
                        }
                    });
-    channels.write(out + row * problem.head_dim, sums);
+    channels.write(channels.first_of(out + row * problem.head_dim), sums);
 }
 
 }  // namespace

@@ -37,11 +37,10 @@ struct Point {
     CK_DEVICE Point(Vec<float, 2> location, const Map& map) {
         float x = location.data[0] * map.columns - 0.5f, y = location.data[1] * map.rows - 0.5f;
         if (!(x > -1 && x < map.columns && y > -1 && y < map.rows)) x = y = -2;
-        const float left = std::floor(x), top = std::floor(y);
-        column = static_cast<int>(left);
-        row = static_cast<int>(top);
-        right = x - left;
-        down = y - top;
+        column = static_cast<int>(std::floor(x));
+        row = static_cast<int>(std::floor(y));
+        right = x - static_cast<float>(column);
+        down = y - static_cast<float>(row);
     }
 
     CK_DEVICE bool is_inside() const { return column > -2; }

@@ -8,6 +8,7 @@
 // loads, which is the busier one.
 #pragma once
 
+#include "deformable_attention/cuda/channels.h"
 #include "deformable_attention/cuda/point.h"
 #include "deformable_attention/cuda/problem.h"
 
@@ -82,11 +83,18 @@ struct Place {
 template <class T, int W>
 struct LaneChannels {
     static constexpr int kAccesses = kLaneChannels / W;
+    using Access = Channels<T, W>;
     struct Row {
-        Vec<T, W> accesses[kAccesses];
+        Access accesses[kAccesses];
 
-        CK_DEVICE float operator[](int channel) const {
-            return to_float(accesses[channel / W].data[channel % W]);
+        CK_DEVICE void widen(float (&values)[kLaneChannels]) const {
+            CK_UNROLL
+            for (int access = 0; access < kAccesses; ++access) {
+                float some[W];
+                accesses[access].widen(some);
+                CK_UNROLL
+                for (int i = 0; i < W; ++i) values[access * W + i] = some[i];
+            }
         }
     };
 
@@ -97,70 +105,79 @@ struct LaneChannels {
 
     CK_DEVICE bool has(int access) const { return first + access * step < head_dim; }
 
-    // Of a pixel or query whose channels are at row + offset; zero where it does not exist.
-    CK_DEVICE Row read(const T* row, int64_t offset, bool exists) const {
+    // The lane's first channel in a row of a head's channels.
+    template <class Element>
+    CK_DEVICE Element* first_of(Element* row) const {
+        return row + first;
+    }
+
+    // From the lane's first channel on; zero where the row does not exist.
+    CK_DEVICE Row read(const T* from, bool exists) const {
         Row result;
         CK_UNROLL
         for (int access = 0; access < kAccesses; ++access) {
             result.accesses[access] = {};
-            if (exists && has(access)) {
-                result.accesses[access] = load<W>(row + (offset + first + access * step));
-            }
+            if (exists && has(access)) result.accesses[access] = Access::read(from + access * step);
         }
         return result;
     }
 
-    CK_DEVICE void write(T* row, const float (&values)[kLaneChannels]) const {
+    CK_DEVICE void write(T* to, const float (&values)[kLaneChannels]) const {
         CK_UNROLL
         for (int access = 0; access < kAccesses; ++access) {
-            Vec<T, W> rounded;
+            float some[W];
             CK_UNROLL
-            for (int i = 0; i < W; ++i) rounded.data[i] = from_float<T>(values[access * W + i]);
-            if (has(access)) store(row + first + access * step, rounded);
+            for (int i = 0; i < W; ++i) some[i] = values[access * W + i];
+            if (has(access)) Access::rounded(some).write(to + access * step);
         }
     }
 };
 
-// The pixels of a point in `rows`, the level's: upper left, upper right, lower left, lower right. Those
-// outside are zero whatever is in memory, so that even a weight of zero makes no NaN of them.
+// The pixels of a point: upper left, upper right, lower left, lower right. Those outside are zero whatever is
+// in memory, so that even a weight of zero makes no NaN of them.
 template <class T, int W>
 struct Corners {
     typename LaneChannels<T, W>::Row rows[4];
 
+    // `level` is the lane's first channel of the level's first pixel.
     CK_DEVICE Corners(const Point& point, const Map& map, const T* level, int64_t token_stride,
                       const LaneChannels<T, W>& channels) {
-        const int64_t offset = (point.row * map.width + point.column) * token_stride;
-        const int64_t below = map.width * token_stride;
+        const T* const upper = level + (point.row * map.width + point.column) * token_stride;
+        const T* const lower = upper + map.width * token_stride;
         const bool top = map.has_row(point.row), bottom = map.has_row(point.row + 1);
         const bool left = map.has_column(point.column), right = map.has_column(point.column + 1);
-        rows[0] = channels.read(level, offset, top && left);
-        rows[1] = channels.read(level, offset + token_stride, top && right);
-        rows[2] = channels.read(level, offset + below, bottom && left);
-        rows[3] = channels.read(level, offset + below + token_stride, bottom && right);
+        rows[0] = channels.read(upper, top && left);
+        rows[1] = channels.read(upper + token_stride, top && right);
+        rows[2] = channels.read(lower, bottom && left);
+        rows[3] = channels.read(lower + token_stride, bottom && right);
     }
 };
 
-// Calls function(level, map, point, weight, index) for all points of a query in turn; a point's location and
-// weight are on their way while the one before is worked on.
-template <class Function>
-CK_DEVICE void for_each_point(const Problem& problem, const float* locations, const float* weights,
-                              const Function& function) {
+// Calls function(corners, map, point, weight, index) for all points of a query in turn, with `value` an
+// image's pixels of a head. A point's location and weight are on their way while the one before is worked on.
+template <class T, int W, class Function>
+CK_DEVICE void for_each_point(const Problem& problem, const T* value, int64_t token_stride,
+                              const LaneChannels<T, W>& channels, const float* locations,
+                              const float* weights, const Function& function) {
     const int count = problem.points_of_query();
     Vec<float, 2> next_location = load<2>(locations);
     float next_weight = weights[0];
     int index = 0;
     CK_NO_UNROLL
-    for (int level = 0; level < problem.level_count; ++level) {
-        const Map map(problem.levels[level]);
+    for (int i = 0; i < problem.level_count; ++i) {
+        const Map map(problem.levels[i]);
+        const T* const level = channels.first_of(value) + problem.levels[i].start * token_stride;
         CK_NO_UNROLL
-        for (int i = 0; i < problem.points; ++i, ++index) {
+        for (const int end = index + problem.points; index < end;) {
             const Point point(next_location, map);
             const float weight = next_weight;
-            if (index + 1 < count) {
-                next_location = load<2>(locations + 2 * (index + 1));
-                next_weight = weights[index + 1];
+            const int next = index + 1;
+            if (next < count) {
+                next_location = load<2>(locations + 2 * next);
+                next_weight = weights[next];
             }
-            function(level, map, point, weight, index);
+            function(Corners<T, W>(point, map, level, token_stride, channels), map, point, weight, index);
+            index = next;
         }
     }
 }
