@@ -18,7 +18,7 @@ CK_DEVICE void add_up(float (&values)[N], int lanes) {
 }
 
 template <class T, bool Aligned>
-CK_KERNEL(kMaxGroupThreads, Aligned && sizeof(T) == 2 ? 4 : 3)
+CK_KERNEL(kMaxGroupThreads, (kGroupBlocks<T, Aligned>))
 deformable_attention_backward_sampling_kernel(Problem problem, QueryGroups groups, const T* grad_out,
                                               Tokens value, const float* locations, const float* weights,
                                               float* grad_locations, float* grad_weights) {

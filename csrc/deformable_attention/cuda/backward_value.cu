@@ -10,9 +10,9 @@
 // channels of 16 pixels, and need not wait for others.
 //
 // At an encoder's 22,223 queries of 8 heads with 4 points on each of 4 levels, 2.84 M points meet 3.6 M
-// tiles; at about 11 passes through shared memory each that is 170 µs on 132 processors. Tests of boxes and
-// points are some 10 % of the instructions of that where queries are in the order of pixels; were there no
-// order, 350 tiles would test all points of their head and level, in 250 µs more.
+// tiles. To add one takes 35 instructions and 11 passes through shared memory, 140 and 170 µs on 132
+// processors. Where queries are in the order of pixels, 0.9 M tests of 32 points take 110 µs; were there no
+// order, a tile would test all points of its head and level, 7.8 M tests of mostly no hits, 600 µs.
 #include "deformable_attention/cuda/channels.h"
 #include "deformable_attention/cuda/point.h"
 #include "deformable_attention/cuda/query_boxes.h"
@@ -57,7 +57,7 @@ struct Tile {
 
 CK_DEVICE int quarter_of(int row, int column) { return 2 * (row & 1) + (column & 1); }
 
-// `hits` has room for a Share of every quarter.
+// `shares` has room for one of every quarter.
 CK_DEVICE void leave_shares(const Point& point, const Tile& tile, float weight, int query, Share* shares) {
     CK_UNROLL
     for (int corner = 0; corner < 4; ++corner) {

@@ -7,7 +7,7 @@ namespace ck::cuda {
 namespace {
 
 template <class T, bool Aligned>
-CK_KERNEL(kMaxGroupThreads, Aligned ? 4 : 3)
+CK_KERNEL(kMaxGroupThreads, (kGroupBlocks<T, Aligned>))
 deformable_attention_forward_kernel(Problem problem, QueryGroups groups, Tokens value, const float* locations,
                                     const float* weights, T* out) {
     const Place place(problem, groups);
