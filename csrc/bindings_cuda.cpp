@@ -6,6 +6,7 @@
 #include "common/windows.h"
 #include "context_aggregation/cuda/launch.h"
 #include "cuda/runtime.h"
+#include "deformable_attention/cuda/launch.h"
 #include "local_aggregation/cuda/launch.h"
 
 #ifdef CK_EMULATED
@@ -125,6 +126,55 @@ size_t context_aggregation_backward_shared_memory(int dtype, const std::array<in
                                                                 element(dtype));
 }
 
+void deformable_attention_forward(int dtype, int device, Pointer stream, const std::array<int64_t, 6>& sizes,
+                                  const std::vector<int>& spatial_shapes, Pointer value,
+                                  const Strides& value_strides, Pointer locations, Pointer weights,
+                                  Pointer out) {
+    const auto maps = levels(spatial_shapes);
+    const ck::DeformableAttentionForward params{deformable_attention_shape(sizes, maps),
+                                                tokens(value, value_strides), pointer(locations),
+                                                pointer(weights), pointer(out)};
+    const ck::DeviceGuard guard(device);
+    ck::cuda::deformable_attention_forward(params, element(dtype), pointer(stream));
+}
+
+void deformable_attention_backward_value(int dtype, int device, Pointer stream,
+                                         const std::array<int64_t, 6>& sizes,
+                                         const std::vector<int>& spatial_shapes, Pointer grad_out,
+                                         Pointer locations, Pointer weights, Pointer grad_value,
+                                         Pointer workspace) {
+    const auto maps = levels(spatial_shapes);
+    const ck::DeformableAttentionBackwardValue params{deformable_attention_shape(sizes, maps),
+                                                      pointer(grad_out), pointer(locations), pointer(weights),
+                                                      pointer(grad_value)};
+    const ck::DeviceGuard guard(device);
+    ck::cuda::deformable_attention_backward_value(params, pointer(workspace), element(dtype),
+                                                  pointer(stream));
+}
+
+size_t deformable_attention_backward_value_workspace(const std::array<int64_t, 6>& sizes,
+                                                     const std::vector<int>& spatial_shapes) {
+    const auto maps = levels(spatial_shapes);
+    return ck::cuda::deformable_attention_backward_value_workspace(deformable_attention_shape(sizes, maps));
+}
+
+void deformable_attention_backward_sampling(int dtype, int device, Pointer stream,
+                                            const std::array<int64_t, 6>& sizes,
+                                            const std::vector<int>& spatial_shapes, Pointer grad_out,
+                                            Pointer value, const Strides& value_strides, Pointer locations,
+                                            Pointer weights, Pointer grad_locations, Pointer grad_weights) {
+    const auto maps = levels(spatial_shapes);
+    const ck::DeformableAttentionBackwardSampling params{deformable_attention_shape(sizes, maps),
+                                                         pointer(grad_out),
+                                                         tokens(value, value_strides),
+                                                         pointer(locations),
+                                                         pointer(weights),
+                                                         pointer(grad_locations),
+                                                         pointer(grad_weights)};
+    const ck::DeviceGuard guard(device);
+    ck::cuda::deformable_attention_backward_sampling(params, element(dtype), pointer(stream));
+}
+
 int multiprocessor_count(int device) {
     const ck::DeviceGuard guard(device);
     return ck::multiprocessor_count();
@@ -146,6 +196,8 @@ py::object why_not(int device) {
 PYBIND11_MODULE(CK_MODULE, module) {
     module.attr("cuda_version") = ck::cuda_version();
     module.attr("square_windows") = py::cast(ck::kSquareWindows);
+    module.attr("deformable_attention_max_levels") = ck::cuda::kMaxLevels;
+    module.attr("deformable_attention_max_head_dim") = ck::cuda::kMaxHeadDim;
     module.def("why_not", &why_not, py::arg("device"), "Why the kernels cannot run on this device, or None.");
     module.def("multiprocessor_count", &multiprocessor_count, py::arg("device"));
     module.def("shared_memory_limit", &shared_memory_limit, py::arg("device"),
@@ -165,4 +217,10 @@ PYBIND11_MODULE(CK_MODULE, module) {
     module.def("context_aggregation_backward", &context_aggregation_backward, without_gil);
     module.def("context_aggregation_backward_workspace", &context_aggregation_backward_workspace);
     module.def("context_aggregation_backward_shared_memory", &context_aggregation_backward_shared_memory);
+    module.def("deformable_attention_forward", &deformable_attention_forward, without_gil);
+    module.def("deformable_attention_backward_value", &deformable_attention_backward_value, without_gil);
+    module.def("deformable_attention_backward_value_workspace",
+               &deformable_attention_backward_value_workspace);
+    module.def("deformable_attention_backward_sampling", &deformable_attention_backward_sampling,
+               without_gil);
 }

@@ -41,6 +41,12 @@ BUDGET = {
     r"backward_kernel<\w+, (32|64)>": 128,  # 1 block of 512 threads, or as many smaller ones as that
     r"backward_kernel<.*>": 255,
     r"sum_over_batch": 64,
+    # Deformable attention, groups of lanes by query, 256 threads: 4 blocks; float32, two accesses a pixel: 3; one by one: 2.
+    r"deformable_attention_(forward|backward_sampling)_kernel<(BFloat16|Half), true>": 64,
+    r"deformable_attention_(forward|backward_sampling)_kernel<float, true>": 80,
+    r"deformable_attention_(forward|backward_sampling)_kernel<.*, false>": 128,
+    r"deformable_attention_backward_value_kernel<.*>": 96,  # 2 blocks of 256 threads, by their shared memory
+    r"query_boxes_kernel": 40,  # 12 blocks of 128 threads
     r"probe": 32,  # asks whether there is code for a GPU
 }
 
@@ -57,6 +63,11 @@ INSTRUCTIONS = {
     r"(context_aggregation_forward|backward)_kernel<Half, \d+>": (r"LDGSTS\..*\.128", r"HMMA\.16816\.F32$", r"LDSM\."),
     r"context_aggregation_forward_kernel<\d+>": (r"LDGSTS\..*\.128", r"FFMA"),
     r"backward_kernel<\w+, \d+>": (r"LDGSTS\..*\.128", r"STG\..*128", r"FFMA"),
+    # A pixel's channels in vectors; for the gradient of value, a quarter of a warp has four of them in shared memory.
+    r"deformable_attention_forward_kernel<.*, true>": (r"LDG\..*128", r"STG\..*128"),
+    r"deformable_attention_backward_sampling_kernel<.*, true>": (r"LDG\..*128", r"SHFL"),
+    r"deformable_attention_backward_value_kernel<\w+, \w+>": (r"LDS\.128", r"STS\.128", r"VOTE"),
+    r"deformable_attention_backward_value_kernel<(BFloat16|Half), true>": (r"LDG\..*64",),
 }
 # Kernels that shall have at most so many instructions for each of the others: a vote instead of shuffles is there; the
 # mix's backward has its windows from shared memory, so that few loads of global memory are left beside the copies; and

@@ -82,6 +82,9 @@ CK_DEVICE T shuffle_down(T value, int distance, unsigned mask = kFullWarp) {
 }
 
 CK_DEVICE bool any_lane(bool condition) { return __any_sync(kFullWarp, condition); }
+CK_DEVICE unsigned ballot(bool condition) { return __ballot_sync(kFullWarp, condition); }
+CK_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
+CK_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 
 template <class T>
 CK_DEVICE T atomic_add(T* address, T value) {

@@ -97,6 +97,22 @@ inline bool any_lane(bool condition, Location where = Location::current()) {
     return false;
 }
 
+inline unsigned ballot(bool condition, Location where = Location::current()) {
+    const std::byte* const* peers =
+        emulator::exchange(&condition, sizeof(condition), kFullWarp, "ballot", where);
+    unsigned lanes = 0;
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+        lanes |= std::to_integer<unsigned>(*peers[lane]) << lane;
+    }
+    return lanes;
+}
+
+inline int count_bits(unsigned bits) { return std::popcount(bits); }
+inline int lowest_bit(unsigned bits, Location where = Location::current()) {
+    if (!bits) emulator::fail("lowest_bit: no bit is set", where);
+    return std::countr_zero(bits);
+}
+
 template <class T>
 T atomic_add(T* address, T value) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, int32_t>);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of deformable attention are given. Locations (x, y), weights and their gradients are of the
-// accumulation type; they, out, grad_out and grad_value are contiguous.
+// What the kernels of deformable attention are given. Locations (x, y), weights and their gradients are of
+// the accumulation type; they, out, grad_out and grad_value are contiguous.
 #pragma once
 
 #include "common/tokens.h"

@@ -135,6 +135,22 @@ warp_operation_in_a_branch(const float* in, float* out) {
     out[thread_index()] = mine;
 }
 
+// Lanes that have nothing to do any more must still vote.
+template <bool Right>
+CK_KERNEL(kThreads)
+ballot_without_a_lane(const float* in, float* out) {
+    if (!Right && thread_index() == kThreads - 1) return;
+    const unsigned lanes = ballot(lane() < 5);
+    out[thread_index()] = in[kThreads - 1 - thread_index()] + static_cast<float>(count_bits(lanes) - 5);
+}
+
+template <bool Right>
+CK_KERNEL(kThreads)
+lowest_bit_of_none(const float* in, float* out) {
+    const unsigned lanes = ballot(Right || lane() == 40);
+    out[thread_index()] = in[kThreads - 1 - thread_index()] + static_cast<float>(lowest_bit(lanes));
+}
+
 template <bool Right>
 CK_KERNEL(kThreads)
 different_warp_operations(const float* in, float* out) {
@@ -281,6 +297,8 @@ const std::map<std::string, void (*)(bool, const float*, float*, unsigned)> kBug
     BUG(wrong_shuffle_mask),
     BUG(shuffle_from_outside_mask),
     BUG(warp_operation_in_a_branch),
+    BUG(ballot_without_a_lane),
+    BUG(lowest_bit_of_none),
     BUG(different_warp_operations),
     BUG(barrier_in_a_branch),
     BUG(two_barriers_for_one),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "context_aggregation/cuda/launch.h"
+#include "deformable_attention/cuda/launch.h"
 #include "local_aggregation/cuda/launch.h"
 #include "memory.h"
 
@@ -150,6 +151,44 @@ void run_context_aggregation(int64_t batch, int height, int width, int64_t heads
     }
 }
 
+// Heads lie `padding` channels apart, which decides how many bytes move at once.
+template <class T>
+void run_deformable_attention(int64_t batch, int64_t queries, int heads, int head_dim, int points,
+                              std::vector<Level> levels, int padding = 0) {
+    int pixels = 0;
+    for (Level& level : levels) {
+        level.start = pixels;
+        pixels += level.pixels();
+    }
+    const DeformableAttentionShape shape{
+        batch, queries, pixels, heads, head_dim, points, static_cast<int>(levels.size()), levels.data()};
+    const int64_t rows = batch * queries * heads, samples = rows * points * levels.size();
+    const int64_t head_stride = head_dim + padding, token_stride = heads * head_stride;
+    const Memory<T> value(random_numbers<T>(batch * pixels * token_stride - padding)),
+        grad_out(random_numbers<T>(rows * head_dim)), out(nan<T>(rows * head_dim)),
+        grad_value(nan<T>(batch * pixels * heads * head_dim));
+    // At edges, on pixels and beyond: quarters between −2 and 2, and one far away.
+    std::vector<float> places = random_numbers<float>(2 * samples);
+    places[0] = 1e30f;
+    const Memory<float> locations(places), weights(random_numbers<float>(samples)),
+        grad_locations(nan<float>(2 * samples)), grad_weights(nan<float>(samples));
+    const Tokens tokens{value.data(), pixels * token_stride, token_stride, head_stride};
+    cuda::deformable_attention_forward({shape, tokens, locations.data(), weights.data(), out.data()},
+                                       kCode<T>, nullptr);
+    expect_numbers("deformable forward", out);
+    const Memory<char> workspace(nan<char>(cuda::deformable_attention_backward_value_workspace(shape)));
+    cuda::deformable_attention_backward_value(
+        {shape, grad_out.data(), locations.data(), weights.data(), grad_value.data()}, workspace.data(),
+        kCode<T>, nullptr);
+    expect_numbers("deformable gradient of value", grad_value);
+    cuda::deformable_attention_backward_sampling({shape, grad_out.data(), tokens, locations.data(),
+                                                  weights.data(), grad_locations.data(), grad_weights.data()},
+                                                 kCode<T>, nullptr);
+    for (const auto* memory : {&grad_locations, &grad_weights}) {
+        expect_numbers("deformable gradients of locations and weights", *memory);
+    }
+}
+
 template <class T>
 void run_all() {
     run_local_aggregation<T>(1, 1, 1, 1, 3);
@@ -162,6 +201,11 @@ void run_all() {
     run_context_aggregation<T>(1, 9, 9, 1, 20, 7);
     run_context_aggregation<T>(1, 6, 5, 2, 32, 11);
     run_context_aggregation<T>(1, 3, 6, 2, 64, 0);
+    run_deformable_attention<T>(1, 1, 1, 1, 1, {{0, 1, 1}});
+    run_deformable_attention<T>(2, 37, 3, 32, 4, {{0, 9, 17}, {0, 3, 2}});
+    run_deformable_attention<T>(1, 400, 1, 8, 3, {{0, 2, 2}});  // several warps for a tile
+    run_deformable_attention<T>(1, 5, 2, 36, 2, {{0, 8, 8}}, 3);
+    run_deformable_attention<T>(1, 3, 1, 250, 1, {{0, 1, 9}, {0, 4, 1}, {0, 1, 1}});
 }
 
 }  // namespace

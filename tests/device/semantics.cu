@@ -97,6 +97,32 @@ void check_votes() {
     expect("any_lane", equal<int>(out.values(), [](int i) { return i % 2 == 1 || i / 2 < 32; }));
 }
 
+CK_KERNEL(64) ballots(unsigned* out) {
+    unsigned* mine = out + 4 * thread_index();
+    mine[0] = ballot(thread_index() % 3 == 1 && lane() != 31);
+    mine[1] = ballot(warp() == 1);
+    mine[2] = count_bits(mine[0] << lane());
+    mine[3] = lowest_bit(1u << 31 | thread_index() << 1 | (lane() == 31));
+}
+
+void check_ballots() {
+    const Memory<unsigned> out(std::vector<unsigned>(4 * 64, 77));
+    launch<ballots>({1}, 64, 0, nullptr, out.data());
+    expect("ballot, count_bits, lowest_bit", equal<unsigned>(out.values(), [](int i) {
+               const int thread = i / 4, lane = thread % 32, warp = thread / 32;
+               unsigned third = 0, kept = 0, lowest = 31;
+               for (int other = 0; other < 31; ++other) {
+                   if ((32 * warp + other) % 3 != 1) continue;
+                   third += 1u << other;
+                   kept += other + lane < 32;
+               }
+               for (int bit = 30; bit >= 0; --bit) {
+                   if (bit == 0 ? lane == 31 : thread >> (bit - 1) & 1) lowest = bit;
+               }
+               return i % 4 == 0 ? third : i % 4 == 1 ? (warp ? ~0u : 0u) : i % 4 == 2 ? kept : lowest;
+           }));
+}
+
 void check_shuffles() {
     const Memory<int> out(std::vector<int>(5 * 64, -1));
     launch<shuffles>({1}, 64, 0, nullptr, out.data());
@@ -441,6 +467,7 @@ int main() {
     check_arguments();
     check_shuffles();
     check_votes();
+    check_ballots();
     check_shared_memory();
     check_wide_accesses();
     check_load_matrix();

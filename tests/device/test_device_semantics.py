@@ -12,7 +12,7 @@ from container_kernels import _extension
 
 HERE = Path(__file__).parent
 NEEDS_NVCC = pytest.mark.skipif(_extension.cuda is None, reason=str(_extension.why_no_cuda))
-CHECKS = 17
+CHECKS = 18
 
 
 def holds(finished: subprocess.CompletedProcess) -> None:

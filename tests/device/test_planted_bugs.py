@@ -18,6 +18,8 @@ REPORTED = {
     "wrong_shuffle_mask": "shuffle: the lane is not in its own mask 0x7fffffff",
     "shuffle_from_outside_mask": "shuffle: reads a lane that its mask leaves out",
     "warp_operation_in_a_branch": "deadlock, no thread can go on",
+    "ballot_without_a_lane": "deadlock, no thread can go on",
+    "lowest_bit_of_none": "lowest_bit: no bit is set",
     "different_warp_operations": "shuffle: the lanes of the warp are at different operations",
     "barrier_in_a_branch": "divergent barrier, not all threads reach it",
     "two_barriers_for_one": "divergent barrier: the threads of the block wait at different places",

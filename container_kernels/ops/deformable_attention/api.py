@@ -61,7 +61,7 @@ def deformable_attention(
             return deformable_attention(value, sizes, *map(_widened, sampling), backend=backend)
     check_sampling_dtypes(value, sampling_locations, attention_weights)
     tensors = (value, sampling_locations, attention_weights)
-    chosen = choose("deformable_attention", backend, why_not, tensors, compiled=COMPILED)
+    chosen = choose("deformable_attention", backend, why_not, tensors, len(sizes), compiled=COMPILED)
     flat_sizes = [size for level in sizes for size in level]
     inputs = DeformableArguments(value, flat_sizes, sampling_locations, attention_weights)
     if chosen == "reference":

@@ -8,6 +8,7 @@ from container_kernels import _extension
 from container_kernels.ops.common import cuda_launch
 from container_kernels.ops.common.validation import MAX_WINDOW
 from container_kernels.ops.context_aggregation.backends import CUDA_HEAD_DIMS
+from container_kernels.ops.deformable_attention.backends import MAX_HEAD_DIM, MAX_LEVELS
 
 
 @pytest.fixture
@@ -55,3 +56,25 @@ def test_cuda_head_dims(cuda_module):
         for head_dim in (0, most + 1):
             with pytest.raises(ValueError, match=f"head_dim: expected 1 to {most}, got {head_dim}"):
                 ask(code, (1, 16, 1, head_dim), (4, 4, 0, 0))
+
+
+def deformable_attention_call(module, index, levels, head_dim, queries=1, batch=1):
+    """A call without tensors, for what is refused before any kernel starts."""
+    sizes = (batch, levels, queries, 1, head_dim, 1)
+    module.deformable_attention_forward(
+        _extension.DTYPE_CODES[torch.float32], index, 0, sizes, [1, 1] * levels, 0, (0, 0, 0, 1), 0, 0, 0
+    )
+
+
+def test_deformable_attention(cuda_module):
+    module, index = cuda_module
+    assert module.deformable_attention_max_levels == MAX_LEVELS["cuda"]
+    assert module.deformable_attention_max_head_dim == MAX_HEAD_DIM["cuda"]
+    for levels in (0, MAX_LEVELS["cuda"] + 1):
+        with pytest.raises(ValueError, match=f"spatial_shapes: expected 1 to 16 levels, got {levels}"):
+            deformable_attention_call(module, index, levels, 8)
+    for head_dim in (0, MAX_HEAD_DIM["cuda"] + 1):
+        with pytest.raises(ValueError, match=f"head_dim: expected 1 to 256, got {head_dim}"):
+            deformable_attention_call(module, index, 1, head_dim)
+    with pytest.raises(ValueError, match=f"sampling_locations: too large for one launch, {2**33} blocks"):
+        deformable_attention_call(module, index, 1, 8, batch=2**33)
