@@ -72,7 +72,8 @@ def _sample(kernel: JITFunction, inputs: DeformableArguments, tensors: tuple[Ten
         }
 
     with device_of(value):
-        config = fitting(lambda _: kernel, configs.sampling_config(head_dim, value.dtype), arguments, options)
+        candidates = configs.sampling_config(head_dim, math.gcd(unit, head_dim))
+        config = fitting(lambda _: kernel, candidates, arguments, options)
         kernel[(batch * heads * triton.cdiv(queries, config.block_q),)](*arguments, **options(config))
 
 

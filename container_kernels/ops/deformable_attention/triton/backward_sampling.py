@@ -50,16 +50,16 @@ def backward_sampling_kernel(
             grad_locations = tl.zeros([BLOCK_Q, 2 * BLOCK_P], tl.float32)
             grad_weights = tl.zeros([BLOCK_Q, BLOCK_P], tl.float32)
             for index in tl.static_range(STEP):
-                column, row, weight = load_point(
-                    locations_ptr, weights_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
+                column, row, point, there = load_point(
+                    locations_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
                 )
-                tiles, exist, right, down = load_corners(
+                weight = tl.load(weights_ptr + point, mask=there, other=0.0).to(tl.float32)
+                tiles, right, down = load_corners(
                     level_ptr, column, row, height, width, stride_s, UNIT, HEAD_DIM, BLOCK_D
                 )
                 products = ()
                 for corner in tl.static_range(4):
-                    # Zeros of a pixel that does not exist would be NaN times a grad_out that is not finite.
-                    products += (tl.where(exist[corner], tl.sum(grad_out * tiles[corner], 1), 0.0),)
+                    products += (tl.sum(grad_out * tiles[corner], 1),)
                 upper = products[0] + right * (products[1] - products[0])
                 lower = products[2] + right * (products[3] - products[2])
                 across = products[1] - products[0] + down * (products[3] - products[2] - products[1] + products[0])
@@ -69,11 +69,11 @@ def backward_sampling_kernel(
                 grad_weights = tl.where(places == index, grad_weight[:, None], grad_weights)
                 grad_locations = tl.where(coordinates == 2 * index, grad_x[:, None], grad_locations)
                 grad_locations = tl.where(coordinates == 2 * index + 1, grad_y[:, None], grad_locations)
-            left = min(STEP, POINTS) if POINTS % STEP == 0 else tl.minimum(STEP, POINTS - first)
             start = rows[:, None] * (LEVELS * POINTS) + level * POINTS + first
+            written = exists[:, None] & (places < STEP) & (places < POINTS - first)
             grad_weights = rounded(grad_weights, grad_weights_ptr.dtype.element_ty)
-            tl.store(grad_weights_ptr + start + places, grad_weights, mask=exists[:, None] & (places < left))
+            tl.store(grad_weights_ptr + start + places, grad_weights, mask=written)
+            of_coordinates = exists[:, None] & (coordinates < 2 * STEP) & (coordinates < 2 * (POINTS - first))
             grad_locations = rounded(grad_locations, grad_locations_ptr.dtype.element_ty)
-            mask = exists[:, None] & (coordinates < 2 * left)
-            tl.store(grad_locations_ptr + 2 * start + coordinates, grad_locations, mask=mask)
+            tl.store(grad_locations_ptr + 2 * start + coordinates, grad_locations, mask=of_coordinates)
         level_ptr += (height * width).to(tl.int64) * stride_s * UNIT

@@ -40,8 +40,8 @@ def boxes_kernel(
         left, top = infinity, infinity
         right, bottom = -infinity, -infinity
         for index in range(0, POINTS):
-            column, row, _ = load_point(
-                locations_ptr, None, rows, exists, level, index, height, width, LEVELS, POINTS, 1
+            column, row, _, _ = load_point(
+                locations_ptr, rows, exists, level, index, height, width, LEVELS, POINTS, 1
             )
             inside = (column > -1) & (column < width) & (row > -1) & (row < height)
             left = tl.minimum(left, tl.where(inside, column, float("inf")))
@@ -153,9 +153,10 @@ def add_block(
         hats += (tl.zeros([COLUMNS, BLOCK_Q], tl.float32),)
     for first in range(0, POINTS, STEP):
         for index in tl.static_range(STEP):
-            column, row, weight = load_point(
-                locations_ptr, weights_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
+            column, row, point, there = load_point(
+                locations_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
             )
+            weight = tl.load(weights_ptr + point, mask=there, other=0.0).to(tl.float32)
             across = tl.maximum(1 - tl.abs(column[None, :] - columns[:, None]), 0.0)
             row -= first_row
             more = ()

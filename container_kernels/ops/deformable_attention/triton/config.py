@@ -6,8 +6,6 @@ the first that the GPU holds without spilling (tests/triton_compile holds it to 
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from ...common.triton_tiles import padded
 
 # Points whose loads a program has in flight together: four have 16 loads of 16 bytes each, 64 registers.
@@ -59,12 +57,15 @@ def block_d(head_dim: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def sampling_config(head_dim: int, dtype: torch.dtype) -> tuple[SamplingConfig, ...]:
-    """As many queries as give every thread 16 bytes of channels, or one query: then several times 16 bytes."""
+def sampling_config(head_dim: int, vector: int) -> tuple[SamplingConfig, ...]:
+    """As many queries as give every thread `vector` channels, which it reads at once, of one query, and at least two.
+
+    A thread of several queries repeats their addresses and weights, and has no registers left (33 channels spilled).
+    """
     configs = []
     for num_warps, share in ((4, 1), (4, 2), (2, 1), (1, 1)):
-        elements = num_warps * 32 * (16 // dtype.itemsize) // share
-        configs.append(SamplingConfig(min(32 * num_warps, max(1, elements // block_d(head_dim))), num_warps))
+        queries = num_warps * 32 * max(2, vector) // block_d(head_dim) // share
+        configs.append(SamplingConfig(min(32 * num_warps, max(1, queries)), num_warps))
     return tuple(dict.fromkeys(configs))
 
 

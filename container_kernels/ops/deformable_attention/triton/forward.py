@@ -44,15 +44,19 @@ def forward_kernel(
         height, width = level_size(levels, level)
         for first in range(0, POINTS, STEP):
             for index in tl.static_range(STEP):
-                column, row, weight = load_point(
-                    locations_ptr, weights_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
+                column, row, point, there = load_point(
+                    locations_ptr, rows, exists, level, first + index, height, width, LEVELS, POINTS, STEP
                 )
-                tiles, _, right, down = load_corners(
+                weight = tl.load(weights_ptr + point, mask=there, other=0.0).to(tl.float32)
+                tiles, right, down = load_corners(
                     level_ptr, column, row, height, width, stride_s, UNIT, HEAD_DIM, BLOCK_D
                 )
                 lower, upper = weight * down, weight * (1 - down)
-                total += (upper * (1 - right))[:, None] * tiles[0] + (upper * right)[:, None] * tiles[1]
-                total += (lower * (1 - right))[:, None] * tiles[2] + (lower * right)[:, None] * tiles[3]
+                # One by one: a sum of products in brackets would be another addition.
+                total += (upper * (1 - right))[:, None] * tiles[0]
+                total += (upper * right)[:, None] * tiles[1]
+                total += (lower * (1 - right))[:, None] * tiles[2]
+                total += (lower * right)[:, None] * tiles[3]
         level_ptr += (height * width).to(tl.int64) * stride_s * UNIT
     channels = tl.arange(0, BLOCK_D)[None, :]
     mask = exists[:, None] & (channels < HEAD_DIM)

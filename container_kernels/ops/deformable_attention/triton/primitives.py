@@ -42,7 +42,6 @@ def query_rows(block, head, batch, num_queries, num_heads, BLOCK_Q: tl.constexpr
 @triton.jit
 def load_point(
     locations_ptr,
-    weights_ptr,
     rows,
     exists,
     level,
@@ -53,7 +52,7 @@ def load_point(
     POINTS: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """(column, row, weight) of one point of each query, in pixels of the level; weights_ptr None: weight is None.
+    """(column, row) of one point of each query, in pixels of the level, then where its weight is, and if it exists.
 
     A coordinate beyond what the map reaches, and NaN, becomes one just outside: in floating point, since as an integer
     a distant one would be undefined. So do points that do not exist: of no query, or in the last step of a walk by
@@ -68,10 +67,7 @@ def load_point(
     column, row = x * columns - 0.5, y * lines - 0.5
     column = tl.where(column > -1, tl.minimum(column, columns), OUTSIDE)
     row = tl.where(row > -1, tl.minimum(row, lines), OUTSIDE)
-    weight = None
-    if weights_ptr is not None:
-        weight = tl.load(weights_ptr + point, mask=exists, other=0.0).to(tl.float32)
-    return column, row, weight
+    return column, row, point, exists
 
 
 @triton.jit
@@ -86,7 +82,7 @@ def load_corners(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(tiles, exist, right, down) of the four pixels around each point, upper left first, and its fractions.
+    """(tiles, right, down) of the four pixels around each point, upper left first, and its fractions.
 
     A tile (BLOCK_Q, BLOCK_D) is float32, zero where its pixel does not exist; `stride` is in units.
     """
@@ -107,4 +103,4 @@ def load_corners(
             mask = mask & (channels < HEAD_DIM)
         pointers = (lower if corner // 2 else upper) + (corner % 2) * stride * UNIT
         tiles += (tl.load(pointers, mask=mask, other=0.0).to(tl.float32),)
-    return tiles, exist, column - left, row - top
+    return tiles, column - left, row - top
