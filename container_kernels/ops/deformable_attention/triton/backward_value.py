@@ -101,16 +101,17 @@ def times_grad_out(hats, grad_out, total, PRECISION: tl.constexpr):
     would add as much error as rounding grad_out did. float16 for hats has no room for large weights.
     """
     if grad_out.dtype == tl.float32:
-        return dot(hats, grad_out, total, PRECISION)
-    high = rounded(hats, tl.bfloat16)
-    low = rounded(hats - high.to(tl.float32), tl.bfloat16)
-    if grad_out.dtype == tl.float16:
+        total = dot(hats, grad_out, total, PRECISION)
+    else:
+        high = rounded(hats, tl.bfloat16)
+        low = rounded(hats - high.to(tl.float32), tl.bfloat16)
         grad_high = rounded(grad_out.to(tl.float32), tl.bfloat16)
-        grad_low = rounded(grad_out.to(tl.float32) - grad_high.to(tl.float32), tl.bfloat16)
-        total = dot(high, grad_low, total, PRECISION)
-        grad_out = grad_high
-    total = dot(low, grad_out, total, PRECISION)
-    return dot(high, grad_out, total, PRECISION)
+        total = dot(low, grad_high, total, PRECISION)
+        if grad_out.dtype == tl.float16:
+            grad_low = rounded(grad_out.to(tl.float32) - grad_high.to(tl.float32), tl.bfloat16)
+            total = dot(high, grad_low, total, PRECISION)
+        total = dot(high, grad_high, total, PRECISION)
+    return total
 
 
 @triton.jit
