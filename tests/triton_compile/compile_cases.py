@@ -184,7 +184,7 @@ class DeformableCase(Case):
     @property
     def aligned(self) -> bool:
         """Whether every head starts at a multiple of 16 bytes."""
-        return self.head_dim * torch_dtype(self.dtype).itemsize % 16 == 0
+        return self.head_dim % (8 if self.dtype in ("bfloat16", "float16") else 4) == 0
 
     def launch(self) -> None:
         from container_kernels.ops.deformable_attention import triton as backend
@@ -205,6 +205,4 @@ class DeformableCase(Case):
         backend.backward_sampling(inputs, grad_out, grad_locations, grad_weights)
 
 
-CASE_TYPES = {
-    kind.__name__: kind for kind in (MixCase, LocalAggregationCase, ProductCase, NormCase, DeformableCase)
-}
+CASE_TYPES = {kind.__name__: kind for kind in (MixCase, LocalAggregationCase, ProductCase, NormCase, DeformableCase)}

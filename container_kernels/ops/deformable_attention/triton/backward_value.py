@@ -40,9 +40,7 @@ def boxes_kernel(
         left, top = infinity, infinity
         right, bottom = -infinity, -infinity
         for index in range(0, POINTS):
-            column, row, _, _ = load_point(
-                locations_ptr, rows, exists, level, index, height, width, LEVELS, POINTS, 1
-            )
+            column, row, _, _ = load_point(locations_ptr, rows, exists, level, index, height, width, LEVELS, POINTS, 1)
             inside = (column > -1) & (column < width) & (row > -1) & (row < height)
             left = tl.minimum(left, tl.where(inside, column, float("inf")))
             right = tl.maximum(right, tl.where(inside, column, float("-inf")))
