@@ -44,8 +44,8 @@ def backward_sampling_kernel(
     level_ptr = value_ptr + (batch * stride_b + head * stride_m) * UNIT
     places = tl.arange(0, BLOCK_P)[None, :]
     coordinates = tl.arange(0, 2 * BLOCK_P)[None, :]
-    for level in tl.static_range(LEVELS):
-        height, width = level_size(levels, level)
+    for level in range(0, LEVELS):
+        height, width = level_size(levels, level, LEVELS)
         for first in range(0, POINTS, STEP):
             grad_locations = tl.zeros([BLOCK_Q, 2 * BLOCK_P], tl.float32)
             grad_weights = tl.zeros([BLOCK_Q, BLOCK_P], tl.float32)

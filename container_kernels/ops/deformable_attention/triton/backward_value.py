@@ -35,8 +35,8 @@ def boxes_kernel(
     block, head, batch = locate(num_blocks, num_heads)
     rows, exists = query_rows(block, head, batch, num_queries, num_heads, BLOCK_Q)
     infinity = tl.full([BLOCK_Q], float("inf"), tl.float32)
-    for level in tl.static_range(LEVELS):
-        height, width = level_size(levels, level)
+    for level in range(0, LEVELS):
+        height, width = level_size(levels, level, LEVELS)
         left, top = infinity, infinity
         right, bottom = -infinity, -infinity
         for index in range(0, POINTS):
@@ -59,11 +59,11 @@ def find_tile(tile, levels, LEVELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: t
     level, start, before, within, height, width = 0, 0, 0, 0, 1, 1
     tiles = 0
     for index in tl.static_range(LEVELS):
-        rows, columns = level_size(levels, index)
+        rows, columns = levels[2 * index] >> 1, levels[2 * index + 1] >> 1
         tiles += tl.cdiv(rows, ROWS) * tl.cdiv(columns, COLUMNS)
     tile = tiles - 1 - tile
     for index in tl.static_range(LEVELS):
-        rows, columns = level_size(levels, index)
+        rows, columns = levels[2 * index] >> 1, levels[2 * index + 1] >> 1
         if tile >= 0:
             level, start, within, height, width = index, before, tile, rows, columns
         before += rows * columns

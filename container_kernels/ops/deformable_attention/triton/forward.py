@@ -40,8 +40,8 @@ def forward_kernel(
     rows, exists = query_rows(block, head, batch, num_queries, num_heads, BLOCK_Q)
     level_ptr = value_ptr + (batch * stride_b + head * stride_m) * UNIT
     total = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for level in tl.static_range(LEVELS):
-        height, width = level_size(levels, level)
+    for level in range(0, LEVELS):
+        height, width = level_size(levels, level, LEVELS)
         for first in range(0, POINTS, STEP):
             for index in tl.static_range(STEP):
                 column, row, point, there = load_point(

@@ -27,9 +27,13 @@ def locate(blocks_per_head, num_heads):
 
 
 @triton.jit
-def level_size(levels, level: tl.constexpr):
-    """(height, width) of a level."""
-    return levels[2 * level] >> 1, levels[2 * level + 1] >> 1
+def level_size(levels, level, LEVELS: tl.constexpr):
+    """(height, width) of a level, whose number need not be known to the compiler: loops over levels stay loops."""
+    height, width = levels[0], levels[1]
+    for index in tl.static_range(1, LEVELS):
+        if level == index:
+            height, width = levels[2 * index], levels[2 * index + 1]
+    return height >> 1, width >> 1
 
 
 @triton.jit
