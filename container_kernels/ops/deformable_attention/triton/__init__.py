@@ -29,7 +29,8 @@ def encoded(spatial_shapes: list[int]) -> tuple[int, ...]:
 def unit_of(tensor: Tensor) -> int:
     """Elements, up to 16 bytes, that the strides of (B, S, M, D) and its address are multiples of."""
     strides = [stride for size, stride in zip(tensor.shape[:3], tensor.stride(), strict=False) if size > 1]
-    return math.gcd(16 // tensor.element_size(), *strides)
+    size = tensor.element_size()
+    return math.gcd(16 // size, tensor.data_ptr() // size, *strides)
 
 
 def shape_constants(inputs: DeformableArguments) -> dict:
