@@ -175,12 +175,14 @@ WHOLE = {
     "test_fused_mlp": {"triton": HALF},
     "test_fold_norm": {"triton": HALF},
     "test_statistics_gradient": {"triton": HALF},
+    "test_deformable_attention": {"cuda": HALF, "triton": HALF},
 }
 # Files in tests/ops of which every test runs on a GPU.
 ENTIRE = (
     "fused_mlp/test_fused_mlp_triton.py",
     "fused_mlp/test_fused_mlp_triton_gelu.py",
     "context_aggregation/test_context_aggregation_triton.py",
+    "deformable_attention/test_deformable_attention_triton.py",
 )
 
 

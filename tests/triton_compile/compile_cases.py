@@ -165,4 +165,44 @@ class NormCase(Case):
         statistics.gradient(out, grad_out, gamma, first, second, total=total)
 
 
-CASE_TYPES = {kind.__name__: kind for kind in (MixCase, LocalAggregationCase, ProductCase, NormCase)}
+@dataclass(frozen=True)
+class DeformableCase(Case):
+    """Forward and gradients of deformable attention over an image pyramid; `exact`: float32 locations and weights."""
+
+    ops: ClassVar = ("deformable_attention",)
+    head_dim: int
+    heads: int = 8
+    levels: int = 4
+    points: int = 4
+    queries: int = 300
+    exact: bool = True
+
+    def __str__(self):
+        sizes = f"q{self.queries}-{self.heads}x{self.head_dim}-l{self.levels}-p{self.points}"
+        return f"sm{self.capability}-deformable-{sizes}-{self.dtype}{'' if self.exact else '-coarse'}"
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every head starts at a multiple of 16 bytes."""
+        return self.head_dim % (8 if self.dtype in ("bfloat16", "float16") else 4) == 0
+
+    def launch(self) -> None:
+        from container_kernels.ops.deformable_attention import triton as backend
+        from container_kernels.ops.deformable_attention.inputs import DeformableArguments
+
+        dtype = torch_dtype(self.dtype)
+        sampling = torch.float32 if self.exact else dtype
+        sizes = [size for level in range(self.levels) for size in (-(-100 >> level), -(-167 >> level))]
+        pixels = sum(height * width for height, width in zip(sizes[::2], sizes[1::2], strict=True))
+        value, grad_value = torch.empty(2, 2, pixels, self.heads, self.head_dim, dtype=dtype)
+        out, grad_out = torch.empty(2, 2, self.queries, self.heads, self.head_dim, dtype=dtype)
+        shape = (2, self.queries, self.heads, self.levels, self.points)
+        locations, grad_locations = torch.empty(2, *shape, 2, dtype=sampling)
+        weights, grad_weights = torch.empty(2, *shape, dtype=sampling)
+        inputs = DeformableArguments(value, sizes, locations, weights)
+        backend.forward(inputs, out)
+        backend.backward_value(inputs._replace(value=None), grad_out, grad_value)
+        backend.backward_sampling(inputs, grad_out, grad_locations, grad_weights)
+
+
+CASE_TYPES = {kind.__name__: kind for kind in (MixCase, LocalAggregationCase, ProductCase, NormCase, DeformableCase)}

@@ -4,7 +4,15 @@ import random
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from compile_cases import SHARED_MEMORY, Case, LocalAggregationCase, MixCase, NormCase, ProductCase
+from compile_cases import (
+    SHARED_MEMORY,
+    Case,
+    DeformableCase,
+    LocalAggregationCase,
+    MixCase,
+    NormCase,
+    ProductCase,
+)
 
 CAPABILITIES = tuple(SHARED_MEMORY)
 DTYPES = ("bfloat16", "float16", "float32", "tf32")
@@ -79,6 +87,7 @@ def branches() -> list[Case]:
             NormCase(capability, "bfloat16", 64),
             NormCase(capability, "float32", 320),
             NormCase(capability, "float16", 37),
+            DeformableCase(capability, "bfloat16", 32),
         ]
     return [
         *cases,
@@ -87,12 +96,18 @@ def branches() -> list[Case]:
         MixCase(100, "float32", 10, 10, 85, 3, (5, 5)),
         mix(90, "bfloat16", (20, 20), 256),
         LocalAggregationCase(80, "float32", 14, 14, 64, (7, 7)),
+        # Steps that are not full, one channel after the other, in float16; a head as wide as a block; TF32.
+        DeformableCase(90, "float16", 33, 3, 3, 5, 77, exact=False),
+        DeformableCase(90, "bfloat16", 256, 1, 1, 1),
+        DeformableCase(80, "tf32", 64),
+        DeformableCase(100, "float32", 128, 2, 2, 8, 1),
     ]
 
 
 def random_case(draw: random.Random, capability: int, dtype: str) -> Case:
     """Anything that may be asked for: sizes over orders of magnitude, odd ones as likely as even ones."""
-    kind = draw.choices((MixCase, LocalAggregationCase, ProductCase, NormCase), weights=(5, 2, 3, 0.5))[0]
+    kinds = {MixCase: 5, LocalAggregationCase: 2, ProductCase: 3, NormCase: 0.5, DeformableCase: 2}
+    kind = draw.choices(tuple(kinds), weights=kinds.values())[0]
     size = lambda most: draw.choice((draw.randint(1, most), 8 * draw.randint(1, most // 8)))  # noqa: E731
     if kind is MixCase:
         grid = draw.choice(GRIDS)
@@ -106,6 +121,10 @@ def random_case(draw: random.Random, capability: int, dtype: str) -> Case:
         channels = size(most)
         out_channels = channels if draw.random() < 0.5 else size(most)
         return ProductCase(capability, dtype, channels, size(4 * most), out_channels, draw.random() < 0.5)
+    if kind is DeformableCase:
+        levels, points = draw.randint(1, 5), draw.randint(1, 9)
+        queries, exact = draw.choice((1, 300, 22223)), draw.random() < 0.7
+        return DeformableCase(capability, dtype, size(256), draw.randint(1, 16), levels, points, queries, exact)
     return NormCase(capability, dtype, size(600))
 
 
@@ -131,6 +150,11 @@ def network_cases(capability: int) -> Iterator[Case]:
             yield STAGES[(index + gpu + dtype_index) % len(STAGES)](capability, dtype, head_dim)
         for index, sizes in enumerate((*PRODUCTS, *UNEVEN_PRODUCTS)):
             yield ProductCase(capability, dtype, *sizes, full=(index + gpu + dtype_index) % 2 == 0)
+        # Deformable DETR and its descendants have 8 heads of 32, 4 levels, 4 points; others 16 to 64, 1 to 5 and 8.
+        for head_dim, levels, points in ((32, 4, 4), (16, 3, 4), (64, 4, 4), (32, 1, 8), (32, 5, 4), (128, 4, 4)):
+            yield DeformableCase(capability, dtype, head_dim, levels=levels, points=points)
+        for head_dim in (1, 3, 8, 33, 256):
+            yield DeformableCase(capability, dtype, head_dim, queries=22223, exact=dtype != "float16")
         if dtype != "tf32":
             for window in (1, 3, 5, 7):
                 yield LocalAggregationCase(capability, dtype, 14, 14, 64, (window, window))

@@ -7,7 +7,7 @@ held to.
 from collections.abc import Iterable, Sequence
 
 import pytest
-from compile_cases import SHARED_MEMORY, Case, LocalAggregationCase, MixCase, NormCase, ProductCase
+from compile_cases import SHARED_MEMORY, Case, DeformableCase, LocalAggregationCase, MixCase, NormCase, ProductCase
 from compile_samples import CAPABILITIES, branches, exhaustive, random_cases
 from triton_versions import INSTALLED, OTHERS, ROOT, compile_elsewhere
 
@@ -22,6 +22,7 @@ ONE_PER_OP = (
     LocalAggregationCase(80, "bfloat16", 14, 14, 64, (5, 5)),
     ProductCase(90, "bfloat16", 64, 256, 64),
     NormCase(90, "bfloat16", 64),
+    DeformableCase(90, "bfloat16", 32),
 )
 TRITONS = (INSTALLED, *OTHERS)
 # Random cases per Triton; each has a seed of its own, so that a failure can be repeated.
@@ -52,12 +53,23 @@ def faults(case: Case, kernels: list[dict]) -> Iterable[str]:
             continue
         if isinstance(case, MixCase | ProductCase) and kernel["tensor_cores"] != case.has_products_on_tensor_cores:
             yield f"tensor cores where there should be none, or none: {kernel}"
+        if isinstance(case, DeformableCase):
+            yield from wrong_sampling(case, kernel)
         if isinstance(case, MixCase) and not kernel["wide_loads"]:
             yield f"no 128-bit loads: {kernel}"
         if isinstance(case, ProductCase) and case.aligned and not kernel["wide_loads"]:
             yield f"no 128-bit loads: {kernel}"
         if isinstance(case, LocalAggregationCase) and case.channels % 16 == 0 and kernel["narrow_loads"]:
             yield f"less than two channels a load: {kernel}"
+
+
+def wrong_sampling(case: DeformableCase, kernel: dict) -> Iterable[str]:
+    """Whether pixels are read 16 bytes at a time; the gradient of value alone is a product, in 16 bits or TF32."""
+    products = kernel["kernel"] == "backward_value_kernel"
+    if kernel["tensor_cores"] != (products and case.has_products_on_tensor_cores):
+        yield f"tensor cores where there should be none, or none: {kernel}"
+    if case.aligned and kernel["kernel"] != "boxes_kernel" and not kernel["wide_loads"]:
+        yield f"no 128-bit loads: {kernel}"
 
 
 def wrong_gelus(case: Case, kernels: list[dict]) -> Iterable[str]:
@@ -85,6 +97,8 @@ def wrong_launches(case: Case, names: list[str]) -> Iterable[str]:
     elif isinstance(case, NormCase):
         folding = ["forward_kernel", "forward_kernel", "backward_kernel", "track_kernel"]
         right = names == [*folding, "gradient_kernel"]
+    elif isinstance(case, DeformableCase):
+        right = names == ["forward_kernel", "boxes_kernel", "backward_value_kernel", "backward_sampling_kernel"]
     else:
         raise TypeError(f"no launches are known of {case!r}")
     if not right:
@@ -136,6 +150,25 @@ def test_a_fault_is_seen():
         assert len(list(faults(case, [good | change, backward]))) == 1, change
     assert len(list(faults(case, [good]))) == 1
     assert len(list(faults(case, [{"kernel": "forward_row_kernel", "error": "PTXASError"}, backward]))) == 1
+
+
+def test_a_fault_of_sampling_is_seen():
+    case = DeformableCase(90, "bfloat16", 32)
+    good = {"stack": 0, "shared": 1000, "tensor_cores": False, "wide_loads": True, "narrow_loads": False, "tanh": False}
+    names = ("forward_kernel", "boxes_kernel", "backward_value_kernel", "backward_sampling_kernel")
+    kernels = {name: good | {"kernel": name} for name in names}
+    kernels["boxes_kernel"] |= {"wide_loads": False}
+    kernels["backward_value_kernel"] |= {"tensor_cores": True}
+    assert not list(faults(case, list(kernels.values())))
+    for name, change in (
+        ("forward_kernel", {"tensor_cores": True}),
+        ("forward_kernel", {"wide_loads": False}),
+        ("boxes_kernel", {"stack": 8}),
+        ("backward_value_kernel", {"tensor_cores": False}),
+        ("backward_sampling_kernel", {"wide_loads": False}),
+    ):
+        wrong = kernels | {name: kernels[name] | change}
+        assert len(list(faults(case, list(wrong.values())))) == 1, (name, change)
 
 
 def test_samples_reach_every_gpu_dtype_and_op():

@@ -33,7 +33,9 @@ def rounded(tile, dtype: tl.constexpr):
     """A float32 tile in `dtype`, to nearest even; the interpreter alone would truncate to bfloat16."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = tile.to(tl.uint32, bitcast=True)
-        tile = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        # Without the bits that go: of the subnormal number that they would make of zero it makes another one.
+        tile = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
     return tile.to(dtype)
 
 

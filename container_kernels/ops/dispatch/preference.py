@@ -85,6 +85,12 @@ ROWS = (
         "prediction: without tensor cores cuBLAS multiplies best",
         dtypes=(torch.float32,),
     ),
+    Row(
+        "cuda",
+        ("deformable_attention",),
+        ("cuda", "triton"),
+        "prediction: bound by reads from L2, alike in both; plain sums are less work than products, mostly with zeros",
+    ),
     Row("cuda", ("fold_norm",), ("triton",), "prediction: one launch instead of a dozen on small tensors"),
     Row(
         "cuda", ("statistics",), ("triton",), "prediction: one pass over three tensors instead of three over wider ones"

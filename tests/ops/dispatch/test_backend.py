@@ -72,6 +72,7 @@ def described(shape, dtype=torch.bfloat16, device="cuda:0"):
         ("context_aggregation", described((8, 49, 16, 32), torch.float64), ()),
         ("context_aggregation", described((8, 49, 16, 32), device="cpu"), ("cpu",)),
         ("context_aggregation", described((8, 49, 16, 32), torch.float64, "cpu"), ("cpu",)),
+        ("deformable_attention", described((2, 22223, 8, 32)), ("cuda", "triton")),
         ("local_aggregation", described((8, 56, 56, 64), device="meta"), ()),
     ],
 )
