@@ -49,7 +49,7 @@ inline std::vector<Level> levels(const std::vector<int>& sizes) {
     return levels;
 }
 
-// (B, S, Q, M, D, P).
+// (B, S, Q, M, D, P); `levels` stays the caller's.
 inline DeformableAttentionShape deformable_attention_shape(const std::array<int64_t, 6>& sizes,
                                                            const std::vector<Level>& levels) {
     return {sizes[0],
@@ -71,30 +71,6 @@ inline LocalAggregationShape local_aggregation_shape(const std::array<int64_t, 4
             static_cast<int>(sizes[3]),
             kernel[0],
             kernel[1]};
-}
-
-// H and W of every level in turn.
-inline std::vector<Level> levels(const std::vector<int>& sizes) {
-    std::vector<Level> result;
-    int start = 0;
-    for (size_t i = 0; i + 1 < sizes.size(); i += 2) {
-        result.push_back({start, sizes[i], sizes[i + 1]});
-        start += result.back().pixels();
-    }
-    return result;
-}
-
-// (B, S, Q, M, D, P); `levels` stays the caller's.
-inline DeformableAttentionShape deformable_attention_shape(const std::array<int64_t, 6>& sizes,
-                                                           const std::vector<Level>& levels) {
-    return {sizes[0],
-            sizes[2],
-            static_cast<int>(sizes[1]),
-            static_cast<int>(sizes[3]),
-            static_cast<int>(sizes[4]),
-            static_cast<int>(sizes[5]),
-            static_cast<int>(levels.size()),
-            levels.data()};
 }
 
 // (samples, tokens), (C, hidden, C_out).

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of the mix are given. `local_weight`, `local_bias` and `affinity` may be null; they, alpha,
-// logsumexp and grad_alpha are contiguous and of the accumulation type.
+// What the kernels of the mix are given. `local_weight`, `local_bias` and `affinity` may be null; they,
+// alpha, logsumexp and grad_alpha are contiguous and of the accumulation type.
 #pragma once
 
 #include "common/tokens.h"
