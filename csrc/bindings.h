@@ -38,29 +38,18 @@ inline ContextAggregationShape context_aggregation_shape(const std::array<int64_
             grid[2],  grid[3],  scale};
 }
 
-// (B, H, W, C), (kh, kw).
-inline LocalAggregationShape local_aggregation_shape(const std::array<int64_t, 4>& sizes,
-                                                     const std::array<int, 2>& kernel) {
-    return {sizes[0],
-            static_cast<int>(sizes[1]),
-            static_cast<int>(sizes[2]),
-            static_cast<int>(sizes[3]),
-            kernel[0],
-            kernel[1]};
-}
-
-// H and W of every level in turn.
+// Height and width of every level in turn.
 inline std::vector<Level> levels(const std::vector<int>& sizes) {
-    std::vector<Level> result;
+    std::vector<Level> levels;
     int start = 0;
     for (size_t i = 0; i + 1 < sizes.size(); i += 2) {
-        result.push_back({start, sizes[i], sizes[i + 1]});
-        start += result.back().pixels();
+        levels.push_back({start, sizes[i], sizes[i + 1]});
+        start += levels.back().pixels();
     }
-    return result;
+    return levels;
 }
 
-// (B, S, Q, M, D, P); `levels` stays the caller's.
+// (B, S, Q, M, D, P).
 inline DeformableAttentionShape deformable_attention_shape(const std::array<int64_t, 6>& sizes,
                                                            const std::vector<Level>& levels) {
     return {sizes[0],
@@ -71,6 +60,17 @@ inline DeformableAttentionShape deformable_attention_shape(const std::array<int6
             static_cast<int>(sizes[5]),
             static_cast<int>(levels.size()),
             levels.data()};
+}
+
+// (B, H, W, C), (kh, kw).
+inline LocalAggregationShape local_aggregation_shape(const std::array<int64_t, 4>& sizes,
+                                                     const std::array<int, 2>& kernel) {
+    return {sizes[0],
+            static_cast<int>(sizes[1]),
+            static_cast<int>(sizes[2]),
+            static_cast<int>(sizes[3]),
+            kernel[0],
+            kernel[1]};
 }
 
 // (samples, tokens), (C, hidden, C_out).
