@@ -49,7 +49,7 @@ inline std::vector<Level> levels(const std::vector<int>& sizes) {
     return levels;
 }
 
-// (B, S, Q, M, D, P); `levels` stays the caller's.
+// (B, S, Q, M, D, P).
 inline DeformableAttentionShape deformable_attention_shape(const std::array<int64_t, 6>& sizes,
                                                            const std::vector<Level>& levels) {
     return {sizes[0],

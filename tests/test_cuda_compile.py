@@ -41,7 +41,7 @@ BUDGET = {
     r"backward_kernel<\w+, (32|64)>": 128,  # 1 block of 512 threads, or as many smaller ones as that
     r"backward_kernel<.*>": 255,
     r"sum_over_batch": 64,
-    # Deformable attention, groups of lanes by query, 256 threads: 4 blocks; float32, two accesses a pixel: 3; one by one: 2.
+    # Lanes by query, blocks of 256 threads: 4 of them; in float32, with two accesses a pixel, 3; in single elements 2.
     r"deformable_attention_(forward|backward_sampling)_kernel<(BFloat16|Half), true>": 64,
     r"deformable_attention_(forward|backward_sampling)_kernel<float, true>": 80,
     r"deformable_attention_(forward|backward_sampling)_kernel<.*, false>": 128,

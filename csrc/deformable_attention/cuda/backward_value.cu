@@ -22,9 +22,9 @@ namespace ck::cuda {
 namespace {
 
 constexpr int kThreads = kTileWarps * kWarpSize;
-constexpr int kLaneChannels = 4;
+constexpr int kOwnChannels = 4;
 constexpr int kQuarters = 4;
-static_assert(kTileChannels * kQuarters == kLaneChannels * kWarpSize);
+static_assert(kTileChannels * kQuarters == kOwnChannels * kWarpSize);
 // Hits that wait at most; those of one test find room where half is free.
 constexpr int kQueue = 64;
 // Hits whose gradients are on their way at the same time.
@@ -74,7 +74,7 @@ CK_DEVICE void leave_shares(const Point& point, const Tile& tile, float weight, 
 // A lane's channels of rows of a head: in one access, or in as many as there are channels.
 template <class T, bool Aligned>
 struct LaneRows {
-    static constexpr int kAccesses = Aligned ? 1 : kLaneChannels, kWidth = kLaneChannels / kAccesses;
+    static constexpr int kAccesses = Aligned ? 1 : kOwnChannels, kWidth = kOwnChannels / kAccesses;
     using Access = Channels<T, kWidth>;
     struct Row {
         Access accesses[kAccesses];
@@ -90,7 +90,7 @@ struct LaneRows {
         }
         return result;
     }
-    CK_DEVICE void write(T* row, const float (&values)[kLaneChannels]) const {
+    CK_DEVICE void write(T* row, const float (&values)[kOwnChannels]) const {
         CK_UNROLL
         for (int i = 0; i < kAccesses; ++i) {
             const int channel = first_channel + i * kWidth;
@@ -100,7 +100,7 @@ struct LaneRows {
             if (channel < head_dim) Access::rounded(some).write(row + channel);
         }
     }
-    CK_DEVICE static void widen(const Row& row, float (&values)[kLaneChannels]) {
+    CK_DEVICE static void widen(const Row& row, float (&values)[kOwnChannels]) {
         CK_UNROLL
         for (int i = 0; i < kAccesses; ++i) {
             float some[kWidth];
@@ -116,7 +116,7 @@ template <class T, bool Aligned>
 CK_DEVICE void add_hits(WarpMemory& memory, int count, const LaneRows<T, Aligned>& rows, const T* grad_out,
                         int64_t query_stride) {
     const int quarter = lane() / (kWarpSize / kQuarters);
-    float* const sums = memory.sums[0] + lane() % (kWarpSize / kQuarters) * kLaneChannels;
+    float* const sums = memory.sums[0] + lane() % (kWarpSize / kQuarters) * kOwnChannels;
     sync_warp();
     CK_NO_UNROLL
     for (int first = 0; first < count; first += kBatch) {
@@ -133,12 +133,12 @@ CK_DEVICE void add_hits(WarpMemory& memory, int count, const LaneRows<T, Aligned
         CK_UNROLL
         for (int i = 0; i < kBatch; ++i) {
             if (shares[i].place < 0) continue;
-            float gradient[kLaneChannels];
+            float gradient[kOwnChannels];
             rows.widen(gradients[i], gradient);
             float* const pixel = sums + shares[i].place % kTilePixels * kTileChannels;
-            Vec<float, kLaneChannels> sum = load<kLaneChannels>(pixel);
+            Vec<float, kOwnChannels> sum = load<kOwnChannels>(pixel);
             CK_UNROLL
-            for (int j = 0; j < kLaneChannels; ++j) sum.data[j] += shares[i].weight * gradient[j];
+            for (int j = 0; j < kOwnChannels; ++j) sum.data[j] += shares[i].weight * gradient[j];
             store(pixel, sum);
         }
     }
@@ -174,7 +174,7 @@ deformable_attention_backward_value_kernel(Problem problem, TilePlan plan, int q
                     tile_index / planned.tiles_across * kTileSide};
     const Map map(planned.level);
     const LaneRows<T, Aligned> rows{
-        channel_group * kTileChannels + lane() % (kWarpSize / kQuarters) * kLaneChannels, problem.head_dim};
+        channel_group * kTileChannels + lane() % (kWarpSize / kQuarters) * kOwnChannels, problem.head_dim};
 
     for (int i = lane(); i < kTilePixels * kTileChannels / 4; i += kWarpSize) {
         store(own.sums[0] + 4 * i, Vec<float, 4>{});
@@ -238,12 +238,12 @@ deformable_attention_backward_value_kernel(Problem problem, TilePlan plan, int q
          pixel += planned.warps * kStep) {
         const int row = tile.top + pixel / kTileSide, column = tile.left + pixel % kTileSide;
         if (row >= map.height || column >= map.width) continue;
-        float total[kLaneChannels] = {};
+        float total[kOwnChannels] = {};
         for (int other_part = 0; other_part < planned.warps; ++other_part) {
             const WarpMemory& memory = memories[index - part + other_part];
-            const auto sum = load<kLaneChannels>(memory.sums[pixel] + rows.first_channel % kTileChannels);
+            const auto sum = load<kOwnChannels>(memory.sums[pixel] + rows.first_channel % kTileChannels);
             CK_UNROLL
-            for (int i = 0; i < kLaneChannels; ++i) total[i] += sum.data[i];
+            for (int i = 0; i < kOwnChannels; ++i) total[i] += sum.data[i];
         }
         rows.write(out + (row * int64_t{map.width} + column) * query_stride, total);
     }
@@ -272,8 +272,8 @@ void deformable_attention_backward_value(const DeformableAttentionBackwardValue&
                 static_cast<const T*>(params.grad_out), locations, static_cast<const float*>(params.weights),
                 static_cast<T*>(params.grad_value));
         };
-        constexpr int kBytes = kLaneChannels * sizeof(T);
-        const bool aligned = problem.head_dim % kLaneChannels == 0 && is_multiple(params.grad_out, kBytes) &&
+        constexpr int kBytes = kOwnChannels * sizeof(T);
+        const bool aligned = problem.head_dim % kOwnChannels == 0 && is_multiple(params.grad_out, kBytes) &&
                              is_multiple(params.grad_value, kBytes);
         aligned ? start.template operator()<true>() : start.template operator()<false>();
     });
