@@ -31,12 +31,14 @@ class ValueConfig:
     num_warps: int
 
 
-# (rows, columns, warps) by padded head_dim.
+# (rows, columns, warps) by padded head_dim, best first. One warp has all hats of a pixel row without exchanging any, and
+# a query's numbers once; each further warp repeats those. A few candidates, since ptxas spills some words of any of
+# them on one GPU or another: of float16, in three products, most.
 VALUE = {
-    16: ((4, 16, 1), (2, 16, 1)),
-    32: ((4, 16, 1), (2, 16, 1)),
-    64: ((4, 16, 2), (2, 16, 2), (2, 16, 4)),
-    128: ((4, 16, 4), (2, 16, 4), (1, 16, 4)),
+    16: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
+    32: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
+    64: ((4, 16, 2), (4, 16, 4), (2, 16, 2), (2, 16, 4)),
+    128: ((4, 16, 4), (4, 16, 8), (2, 16, 4), (2, 16, 8), (1, 16, 4)),
     256: ((4, 16, 8), (2, 16, 8), (1, 16, 8), (1, 16, 4)),
 }
 
