@@ -31,12 +31,14 @@ class ValueConfig:
     num_warps: int
 
 
-# (rows, columns, warps) by padded head_dim.
+# (rows, columns, warps) by padded head_dim, best first. One warp has all hats of a pixel row without exchanging any, and
+# a query's numbers once; each further warp repeats those. A few candidates, since ptxas spills some words of any of
+# them on one GPU or another: of float16, in three products, most.
 VALUE = {
-    16: ((4, 16, 1), (2, 16, 1)),
-    32: ((4, 16, 1), (2, 16, 1)),
-    64: ((4, 16, 2), (2, 16, 2), (2, 16, 4)),
-    128: ((4, 16, 4), (2, 16, 4), (1, 16, 4)),
+    16: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
+    32: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
+    64: ((4, 16, 2), (4, 16, 4), (2, 16, 2), (2, 16, 4)),
+    128: ((4, 16, 4), (4, 16, 8), (2, 16, 4), (2, 16, 8), (1, 16, 4)),
     256: ((4, 16, 8), (2, 16, 8), (1, 16, 8), (1, 16, 4)),
 }
 
@@ -61,9 +63,10 @@ def sampling_config(head_dim: int, vector: int) -> tuple[SamplingConfig, ...]:
     """As many queries as give every thread `vector` channels, which it reads at once, of one query, and at least two.
 
     A thread of several queries repeats their addresses and weights, and has no registers left (33 channels spilled).
+    For the same tile of a thread, ptxas spills two words in blocks of 4 warps on sm_86 and sm_89, to fit four of those.
     """
     configs = []
-    for num_warps, share in ((4, 1), (4, 2), (2, 1), (1, 1)):
+    for num_warps, share in ((4, 1), (8, 1), (2, 1), (1, 1), (4, 2)):
         queries = num_warps * 32 * max(2, vector) // block_d(head_dim) // share
         configs.append(SamplingConfig(min(32 * num_warps, max(1, queries)), num_warps))
     return tuple(dict.fromkeys(configs))
