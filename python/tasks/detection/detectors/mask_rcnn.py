@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -13,7 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from training.errors import OptionError
 
-from tasks.detection.detectors.pyramid import Pyramid, PreparedImages, make_anchors
+from tasks.detection.detectors.pyramid import PreparedImages, Pyramid, make_anchors
 from tasks.detection.detectors.settings import DetectorSettings
 
 BOX_CELLS, MASK_CELLS = 7, 14  # of a region, in each direction

@@ -11,7 +11,7 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from training.errors import OptionError
 
-from tasks.detection.detectors.pyramid import Pyramid, PreparedImages, make_anchors
+from tasks.detection.detectors.pyramid import PreparedImages, Pyramid, make_anchors
 from tasks.detection.detectors.settings import DetectorSettings
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou", "diou", "ciou")

@@ -40,7 +40,7 @@ class SetLoss(nn.Module):
 
     def forward(self, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """targets: dicts of class_labels (N,) and boxes (N, 4), one an image."""
-        if not bool((logits.isfinite().all() & boxes.isfinite().all())):
+        if not bool(logits.isfinite().all() & boxes.isfinite().all()):
             # The matching would stop with words about corners; a loss that is not finite is what the trainer reports.
             lost = logits.sum() * torch.nan
             return {"class": lost, "box": lost, "giou": lost}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """SMCA-DETR (Gao et al., 2021), of one scale: DETR whose queries look at a Gaussian spot of the image.
 
-Every query guesses a centre from its embedding, every head adds an offset and two scales of its own (the official
-`--dynamic_scale type3`); −((x − cx)² sx² + (y − cy)² sy²) / 8 is added to what cross attention compares. Encoder, layers
-and heads are transformers' DETR; the decoder's loop is here, since each layer needs its spots.
+Every query guesses a centre from its embedding, every head adds an offset and two scales of its own (`--dynamic_scale
+type3` of the official program); −((x − cx)² sx² + (y − cy)² sy²) / 8 is added to what cross attention compares. Encoder
+and layers are transformers' DETR; the decoder's loop is here, since each layer needs its spots.
 """
 
 from __future__ import annotations
