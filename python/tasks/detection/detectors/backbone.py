@@ -171,10 +171,15 @@ def load_classifier(detector: nn.Module, path: str, use_ema: bool = False) -> Lo
             f"{path} does not fit the backbone: it lacks {len(missing)} of {len(own)} weights, first {missing[0]}; "
             f"it has {', '.join(list(weights)[:3])}"
         )
-    try:
-        body.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the backbone: {error}") from error
+    # Before anything is loaded, which stops in the middle otherwise.
+    other = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    if other:
+        shapes = [tuple(weights[other[0]].shape) for weights in (own, found)]
+        raise CheckpointError(
+            f"{path} does not fit the backbone: {len(other)} of {len(own)} weights have another shape, first "
+            f"{other[0]}: expected {shapes[0]}, got {shapes[1]}"
+        )
+    body.load_state_dict(found, strict=False)
     return LoadedWeights(list(found), left)
 
 
