@@ -139,7 +139,9 @@ def spot_attention(query, key, value, spots: Spots, seen: Tensor, dropout_rate: 
     if query.dtype == torch.float32:
         query, key = with_spot_channels(query, key, spots, seen.shape[1:])
         return scaled_dot_product_attention(query, key, value, seen.flatten(1)[:, None, None], **rate)
-    mask = spot_mask(spots, seen).to(query.dtype)
+    mask = spot_mask(spots, seen)
+    # Softmax does not see the shift; where a spot lies beside the map, it leaves the nearest cells their digits.
+    mask = (mask - mask.amax(-1, keepdim=True)).to(query.dtype)
     return scaled_dot_product_attention(query, key, value, mask, **rate)
 
 
