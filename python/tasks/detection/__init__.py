@@ -4,4 +4,6 @@
 Data: annotations (one image's objects, what every source gives), scenes (handwritten digits scattered over canvases:
 the data without --data-path), sources (which layout a path has), coco, voc (the formats), segmentation (masks), files
 (folders and tars), problems (mistakes in annotations).
+
+Detectors: `detectors`, a folder.
 """
