@@ -93,6 +93,9 @@ def test_weights_of_other_networks_are_refused(tmp_path):
     torch.save(weights, path)
     with pytest.raises(CheckpointError, match=r"lacks 1 of \d+ weights, first stages_2.blocks.0.norm1.weight"):
         load_classifier(detector, path)
+    torch.save(classifier(depths=(1, 1, 3, 1)).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"has \d+ weights more in stages of it, first stages.2.blocks.1"):
+        load_classifier(detector, path)
     for key, tensor in detector.state_dict().items():
         assert torch.equal(tensor, before[key]), key
     with pytest.raises(CheckpointError, match="there is no such file"):

@@ -262,7 +262,7 @@ def test_detr_learns_eight_scenes_by_heart():
     torch.manual_seed(0)
     detector = build_detector("detr", 10, preset("scenes", "detr"))
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-4, weight_decay=0.05)
-    for _ in range(500):
+    for _ in range(300):  # after 150 it finds all of them (one seed)
         optimizer.zero_grad()
         sum(detector(images, targets).values()).backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
