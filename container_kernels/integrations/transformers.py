@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """`use_deformable_attention`: the detectors of transformers on `container_kernels.deformable_attention`.
+`register_backbones`: DETR with one of our networks in it comes back from `from_pretrained` as it was saved.
 
 transformers' files repeat one class, `MultiScaleDeformableAttention`, without parameters: all that is replaced is its
 `forward`. Mask2Former and OneFormer have a function of the same arithmetic in its place.
@@ -193,6 +194,38 @@ def use_deformable_attention(model_or_class: nn.Module | type | ModuleType | Non
             f"model_or_class: expected a model, a class, a Python module or None, got {type(model_or_class).__name__}"
         )
     return use
+
+
+def register_backbones() -> None:
+    """Let `DetrForObjectDetection.from_pretrained` read what was saved with one of our networks as the backbone.
+
+        register_backbones()
+        model = DetrForObjectDetection.from_pretrained(…)
+
+    In files of DETR, transformers renames every `out_proj` to `o_proj`, those of our blocks too, and draws these anew,
+    which nothing but its loading report says. Afterwards it renames those of DETR's own attention alone. Files of
+    Conditional and Deformable DETR are read as they are.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    try:
+        mapping = importlib.import_module("transformers.conversion_mapping")
+        loading = importlib.import_module("transformers.core_model_loading")
+    except ModuleNotFoundError as error:
+        if error.name == "transformers":
+            raise ImportError(
+                "register_backbones needs transformers: pip install 'container_kernels[integrations]'"
+            ) from error
+        return  # a version that renames nothing
+    renames = mapping.get_checkpoint_conversion_mapping("DetrModel") or []
+    scoped = [
+        loading.WeightRenaming(f"{attention}.out_proj", f"{attention}.o_proj")
+        for attention in ("self_attn", "encoder_attn")
+    ]
+    kept = [rename for rename in renames if [*getattr(rename, "source_patterns", ())] != ["out_proj"]]
+    if len(kept) < len(renames):
+        mapping.register_checkpoint_conversion_mapping("DetrModel", [*kept, *scoped], overwrite=True)
 
 
 def _names_of_files() -> Iterator[str]:

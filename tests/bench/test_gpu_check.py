@@ -175,7 +175,6 @@ WHOLE = {
     "test_fused_mlp": {"triton": HALF},
     "test_fold_norm": {"triton": HALF},
     "test_statistics_gradient": {"triton": HALF},
-    "test_deformable_attention": {"cuda": HALF, "triton": HALF},
 }
 # Files in tests/ops of which every test runs on a GPU.
 ENTIRE = (

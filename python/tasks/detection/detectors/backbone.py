@@ -147,7 +147,7 @@ def load_classifier(detector: nn.Module, path: str, use_ema: bool = False) -> Lo
     """Fill the backbone with the weights of a classifier: a checkpoint of the trainer, a release, or a state dict.
 
     Raises:
-        CheckpointError: the file cannot be read, or leaves a weight of the backbone as it was.
+        CheckpointError: the file cannot be read, leaves a weight of the backbone as it was, or is of a deeper network.
     """
     try:
         weights = translated(state_dict_of(read_checkpoint_file(path), use_ema=use_ema))
@@ -171,10 +171,21 @@ def load_classifier(detector: nn.Module, path: str, use_ema: bool = False) -> Lo
             f"{path} does not fit the backbone: it lacks {len(missing)} of {len(own)} weights, first {missing[0]}; "
             f"it has {', '.join(list(weights)[:3])}"
         )
-    try:
-        body.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the backbone: {error}") from error
+    stages = [stage["module"] for stage in body.feature_info.info[: max(body.feature_info.out_indices) + 1]]
+    inside = [name for name in left if any(name.startswith(f"{stage}.") for stage in stages)]
+    if inside:
+        raise CheckpointError(
+            f"{path} does not fit the backbone: it has {len(inside)} weights more in stages of it, first {inside[0]}"
+        )
+    # Before anything is loaded, which stops in the middle otherwise.
+    other = [name for name, tensor in found.items() if tensor.shape != own[name].shape]
+    if other:
+        shapes = [tuple(weights[other[0]].shape) for weights in (own, found)]
+        raise CheckpointError(
+            f"{path} does not fit the backbone: {len(other)} of {len(own)} weights have another shape, first "
+            f"{other[0]}: expected {shapes[0]}, got {shapes[1]}"
+        )
+    body.load_state_dict(found, strict=False)
     return LoadedWeights(list(found), left)
 
 

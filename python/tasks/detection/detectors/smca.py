@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """SMCA-DETR (Gao et al., 2021), of one scale: DETR whose queries look at a Gaussian spot of the image.
 
-Every query guesses a centre from its embedding, every head adds an offset and two scales of its own (the official
-`--dynamic_scale type3`); −((x − cx)² sx² + (y − cy)² sy²) / 8 is added to what cross attention compares. Encoder, layers
-and heads are transformers' DETR; the decoder's loop is here, since each layer needs its spots.
+Every query guesses a centre from its embedding, every head adds an offset and two scales of its own (`--dynamic_scale
+type3` of the official program); −((x − cx)² sx² + (y − cy)² sy²) / 8 is added to what cross attention compares. Encoder
+and layers are transformers' DETR; the decoder's loop is here, since each layer needs its spots.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def spot_attention(query, key, value, spots: Spots, seen: Tensor, dropout_rate: 
     if query.dtype == torch.float32:
         query, key = with_spot_channels(query, key, spots, seen.shape[1:])
         return scaled_dot_product_attention(query, key, value, seen.flatten(1)[:, None, None], **rate)
-    mask = spot_mask(spots, seen).to(query.dtype)
+    mask = spot_mask(spots, seen)
+    # Softmax does not see the shift; where a spot lies beside the map, it leaves the nearest cells their digits.
+    mask = (mask - mask.amax(-1, keepdim=True)).to(query.dtype)
     return scaled_dot_product_attention(query, key, value, mask, **rate)
 
 
