@@ -13,6 +13,8 @@ from bench.problems.op_problem import Inputs, OpProblem, backends, implementatio
 from container_kernels import deformable_attention
 from container_kernels.testing import eager_deformable_attention
 
+ORIGINAL = "the original algorithm in Triton"
+
 # An image's height and width -> the four levels that a backbone and a stride-2 convolution make of it.
 LEVELS = {
     (400, 600): ((50, 75), (25, 38), (13, 19), (7, 10)),
@@ -57,9 +59,13 @@ class DeformableAttentionProblem(OpProblem):
     @property
     def baselines(self) -> dict[str, tuple[str, ...]]:
         names = {"eager": (EAGER,), "torch.compile of eager": (COMPILED,)}
+        if self.device == "cuda":
+            names[ORIGINAL] = (ORIGINAL,)
         return names | backends(self.device, *BACKENDS.values())
 
     def function(self, name: str) -> Callable[..., Tensor]:
+        if name == ORIGINAL:
+            return _original
         return implementation(name, deformable_attention, eager_deformable_attention)
 
     def inputs(self, seed: int) -> Inputs:
@@ -91,3 +97,10 @@ class DeformableAttentionProblem(OpProblem):
             columns = (torch.arange(width, device=self.device) + 0.5) / width
             grids.append(torch.cartesian_prod(rows, columns).flip(1))
         return torch.cat(grids)
+
+
+def _original(value: Tensor, sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    # Imported here: it needs Triton.
+    from bench.problems.original_deformable_attention import original_deformable_attention
+
+    return original_deformable_attention(value, sizes, locations, weights)
