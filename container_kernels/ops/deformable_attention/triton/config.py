@@ -31,9 +31,9 @@ class ValueConfig:
     num_warps: int
 
 
-# (rows, columns, warps) by padded head_dim, best first. One warp has all hats of a pixel row without exchanging any, and
-# a query's numbers once; each further warp repeats those. A few candidates, since ptxas spills some words of any of
-# them on one GPU or another: of float16, in three products, most.
+# (rows, columns, warps) by padded head_dim, best first. One warp has all hats of a pixel row without exchanging any,
+# and a query's numbers once; each further warp repeats those. A few candidates, since ptxas spills some words of any
+# of them on one GPU or another: of float16, in three products, most.
 VALUE = {
     16: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
     32: ((4, 16, 1), (2, 16, 1), (4, 16, 2), (4, 16, 4)),
