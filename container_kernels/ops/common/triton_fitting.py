@@ -64,7 +64,8 @@ def _as_compiled(argument: Any, specialized: bool) -> Hashable:
     if isinstance(argument, int):
         return argument.bit_length() > 31, specialized and (argument == 1, argument % 16 == 0)
     if isinstance(argument, tuple):
-        return tuple([_as_compiled(part, specialized) for part in argument])
+        # Numbers in a tuple are specialized whatever `do_not_specialize` says of it.
+        return tuple([_as_compiled(part, True) for part in argument])
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     return None if argument is None else type(argument)
