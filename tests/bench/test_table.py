@@ -75,8 +75,8 @@ def test_table_refuses_an_unknown_section(capsys):
     with pytest.raises(SystemExit):
         table.parse_options(["--only", "fused_mlp,depthwise"])
     assert (
-        "expected some of context_aggregation, local_aggregation, fused_mlp, projection, block, model, isotropic, "
-        "got 'depthwise'" in capsys.readouterr().err
+        "expected some of context_aggregation, local_aggregation, fused_mlp, projection, deformable_attention, block, "
+        "model, isotropic, got 'depthwise'" in capsys.readouterr().err
     )
 
 
