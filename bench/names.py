@@ -6,3 +6,5 @@ OURS, EAGER, COMPILED = "ours", "eager", "torch.compile"
 NOT_FUSED = "ours, not fused"
 # Ours on a backend that is asked for: what the automatic choice of a GPU's ops is judged by.
 BACKENDS = {"ours on cuda": "cuda", "ours on triton": "triton"}
+# Deformable attention as its authors compute it.
+ORIGINAL = "the original algorithm in Triton"

@@ -15,7 +15,7 @@ from bench.report import summary as table_summary
 
 # Characters. Of a remote command often only the end of the output is seen, 12,000 characters say.
 LONGEST_SUMMARY = 11_500
-LONGEST_LINE = 120
+LONGEST_LINE = 100
 # Lines of what failed, and of what is wrong.
 MOST = 8
 # "[gw1] [ 12%] PASSED tests/…" of a worker, "tests/… PASSED [ 12%]" without.

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from bench import roofline
-from bench.names import BACKENDS, COMPILED, EAGER
+from bench.names import BACKENDS, COMPILED, EAGER, ORIGINAL
 from bench.problems.op_problem import Inputs, OpProblem, backends, implementation, random_tensor
 from container_kernels import deformable_attention
 from container_kernels.testing import eager_deformable_attention
-
-ORIGINAL = "the original algorithm in Triton"
 
 # An image's height and width -> the four levels that a backbone and a stride-2 convolution make of it.
 LEVELS = {

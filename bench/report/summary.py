@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.names import BACKENDS, NOT_FUSED
+from bench.names import BACKENDS, NOT_FUSED, ORIGINAL
 from bench.report.predictions import predicted_us
 
 # Baseline -> title of the column of ratios.
@@ -24,6 +24,7 @@ RATIOS = {
     "torch.compile of eager": "comp",
     "fastest attention alone": "attn",
     NOT_FUSED: "not fused",
+    ORIGINAL: "orig",
 }
 # In this order: the longer text first.
 _SHORTER = (
@@ -32,6 +33,9 @@ _SHORTER = (
     (" channels", ""),
     (" heads", "h"),
     ("fused_", ""),
+    ("deformable_attention encoder", "deform enc"),
+    ("deformable_attention decoder", "deform dec"),
+    (" queries", "q"),
     (" and residual", " + x"),
     (", ", " "),
 )

@@ -86,7 +86,7 @@ def test_the_end_of_an_output_holds_the_summary(results):
         results.log(name).write_text("\n".join(failed))
     summary = results.summary()
     assert len(summary) <= 11_500 and summary.endswith("\n… the archive has the rest\n")
-    for op, count in (("mix", 12), ("depthwise", 24), ("mlp", 8), ("projection", 10)):
+    for op, count in (("mix", 12), ("depthwise", 24), ("mlp", 8), ("projection", 10), ("deform", 4)):
         assert summary.count(f"\n{op} ") == count
     assert summary.count("wrong: ") == 8 and summary.count("failed: ") == 8
 
