@@ -22,7 +22,7 @@
 //       4-byte values, all lanes of mask take part
 //   any_lane(condition)
 //       whether it holds in any lane of the warp; all lanes take part
-//   ballot(condition)
+//   lanes_where(condition)
 //       the lanes of the warp in which it holds, bit i for lane i; all lanes take part
 //   count_bits(bits) lowest_bit(bits)
 //       how many bits are set, and the index of the lowest of them, where one is

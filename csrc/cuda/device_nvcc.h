@@ -82,7 +82,8 @@ CK_DEVICE T shuffle_down(T value, int distance, unsigned mask = kFullWarp) {
 }
 
 CK_DEVICE bool any_lane(bool condition) { return __any_sync(kFullWarp, condition); }
-CK_DEVICE unsigned ballot(bool condition) { return __ballot_sync(kFullWarp, condition); }
+// Not ballot, a name that CUDA's headers have taken outside of any namespace.
+CK_DEVICE unsigned lanes_where(bool condition) { return __ballot_sync(kFullWarp, condition); }
 CK_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 CK_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }
 

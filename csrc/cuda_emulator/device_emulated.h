@@ -97,9 +97,9 @@ inline bool any_lane(bool condition, Location where = Location::current()) {
     return false;
 }
 
-inline unsigned ballot(bool condition, Location where = Location::current()) {
+inline unsigned lanes_where(bool condition, Location where = Location::current()) {
     const std::byte* const* peers =
-        emulator::exchange(&condition, sizeof(condition), kFullWarp, "ballot", where);
+        emulator::exchange(&condition, sizeof(condition), kFullWarp, "lanes_where", where);
     unsigned lanes = 0;
     for (int lane = 0; lane < kWarpSize; ++lane) {
         lanes |= std::to_integer<unsigned>(*peers[lane]) << lane;

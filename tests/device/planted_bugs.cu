@@ -140,14 +140,14 @@ template <bool Right>
 CK_KERNEL(kThreads)
 ballot_without_a_lane(const float* in, float* out) {
     if (!Right && thread_index() == kThreads - 1) return;
-    const unsigned lanes = ballot(lane() < 5);
+    const unsigned lanes = lanes_where(lane() < 5);
     out[thread_index()] = in[kThreads - 1 - thread_index()] + static_cast<float>(count_bits(lanes) - 5);
 }
 
 template <bool Right>
 CK_KERNEL(kThreads)
 lowest_bit_of_none(const float* in, float* out) {
-    const unsigned lanes = ballot(Right || lane() == 40);
+    const unsigned lanes = lanes_where(Right || lane() == 40);
     out[thread_index()] = in[kThreads - 1 - thread_index()] + static_cast<float>(lowest_bit(lanes));
 }
 

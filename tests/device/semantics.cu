@@ -99,8 +99,8 @@ void check_votes() {
 
 CK_KERNEL(64) ballots(unsigned* out) {
     unsigned* mine = out + 4 * thread_index();
-    mine[0] = ballot(thread_index() % 3 == 1 && lane() != 31);
-    mine[1] = ballot(warp() == 1);
+    mine[0] = lanes_where(thread_index() % 3 == 1 && lane() != 31);
+    mine[1] = lanes_where(warp() == 1);
     mine[2] = count_bits(mine[0] << lane());
     mine[3] = lowest_bit(1u << 31 | thread_index() << 1 | (lane() == 31));
 }
@@ -108,7 +108,7 @@ CK_KERNEL(64) ballots(unsigned* out) {
 void check_ballots() {
     const Memory<unsigned> out(std::vector<unsigned>(4 * 64, 77));
     launch<ballots>({1}, 64, 0, nullptr, out.data());
-    expect("ballot, count_bits, lowest_bit", equal<unsigned>(out.values(), [](int i) {
+    expect("lanes_where, count_bits, lowest_bit", equal<unsigned>(out.values(), [](int i) {
                const int thread = i / 4, lane = thread % 32, warp = thread / 32;
                unsigned third = 0, kept = 0, lowest = 31;
                for (int other = 0; other < 31; ++other) {

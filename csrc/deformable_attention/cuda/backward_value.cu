@@ -197,7 +197,7 @@ deformable_attention_backward_value_kernel(Problem problem, TilePlan plan, int q
             if (query < problem.queries) location = load<2>(locations + 2 * (first_point + i));
             const Point point(location, map);
             const bool hit = point.is_inside() && tile.meets(point);
-            const unsigned hits = ballot(hit);
+            const unsigned hits = lanes_where(hit);
             if (!hits) continue;
             if (hit) {
                 const int slot = waiting + count_bits(hits & ((1u << lane()) - 1));
@@ -224,7 +224,7 @@ deformable_attention_backward_value_kernel(Problem problem, TilePlan plan, int q
             meets = tile.meets(Box{box.data[0], box.data[1], box.data[2], box.data[3]});
         }
         CK_NO_UNROLL
-        for (unsigned left = ballot(meets); left; left &= left - 1) {
+        for (unsigned left = lanes_where(meets); left; left &= left - 1) {
             look_at((first + lowest_bit(left)) * planned.warps + part);
         }
     }
