@@ -42,7 +42,8 @@ def rounded(tile, dtype: tl.constexpr):
 @triton.jit
 def dot(a, b, accumulator, PRECISION: tl.constexpr):
     """a @ b + accumulator in float32; PRECISION matters for float32 operands only."""
-    if INTERPRETED:  # it multiplies bfloat16 by its bits, as integers; products of 16-bit floats fit float32
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+    if INTERPRETED:
+        # It multiplies bfloat16 by its bits, as integers; and float32 by NumPy's BLAS, which on some processors rounds
+        # q·k other than k·q. On a GPU they are one chain, and backward_key.py relies on it, as on any one rounding.
+        return tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32) + accumulator
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
