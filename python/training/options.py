@@ -27,9 +27,9 @@ def option(default, help, group, *, choices=None, nargs=None, metavar=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def positional(help, group):
-    """A dataclass field that is a word of the command line by its place, which cannot be left out."""
-    return dataclasses.field(metadata=dict(help=help, group=group, positional=True))
+def positional(help, group, *, nargs=None):
+    """A dataclass field that is a word of the command line by its place, which cannot be left out; or several words."""
+    return dataclasses.field(metadata=dict(help=help, group=group, nargs=nargs, positional=True))
 
 
 def flag(field_name: str) -> str:
@@ -58,7 +58,11 @@ def parse_explicit(argv: list[str], description: str, cls: type) -> dict:
     Raises:
         OptionError: an unknown option (prefixes do not count), a missing or malformed value.
     """
-    words = [field.name.upper() for field in dataclasses.fields(cls) if _is_positional(field)]
+    words = [
+        field.name.upper() + (" ..." if field.metadata["nargs"] else "")
+        for field in dataclasses.fields(cls)
+        if _is_positional(field)
+    ]
     parser = _Parser(
         description=description,
         usage=" ".join(["%(prog)s", *words, "[options]"]),
@@ -123,7 +127,10 @@ def _is_positional(field: dataclasses.Field) -> bool:
 def _add_flag(group, field: dataclasses.Field, hint) -> None:
     metadata = field.metadata
     if _is_positional(field):
-        group.add_argument(field.name, type=_scalar_type(hint), metavar=field.name.upper(), help=metadata["help"])
+        group.add_argument(
+            field.name, type=_scalar_type(hint), nargs=metadata["nargs"], metavar=field.name.upper(),
+            help=metadata["help"],
+        )  # fmt: skip
         return
     help = metadata["help"] if field.default is None else f"{metadata['help']} (default: {field.default})"
     help = help.replace("%", "%%")

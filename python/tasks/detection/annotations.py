@@ -38,6 +38,12 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @classmethod
+    def none(cls) -> Objects:
+        """Of an image that nothing is known of."""
+        number = numpy.zeros(0, dtype=numpy.float32)
+        return cls(number.reshape(0, 4), number.astype(numpy.int64), None, number, number.astype(bool))
+
     def select(self, chosen: numpy.ndarray) -> Objects:
         """Those of a mask (N,) or of indices."""
         masks = None if self.masks is None else self.masks[chosen]

@@ -26,7 +26,7 @@ def draw_detection(
     detection: Mapping[str, torch.Tensor],
     names: Sequence[str],
     threshold: float = 0.5,
-    scale: int = 1,
+    scale: float = 1,
 ) -> Image.Image:
     """`image`, `scale` times as large, with what was found in it at `threshold` or above.
 
@@ -42,15 +42,15 @@ def draw_detection(
     if scores is not None:
         captions = [f"{name} {score:.2f}" for name, score in zip(captions, scores.tolist(), strict=True)]
     colours = [colour_of(label) for label in labels[chosen].tolist()]
-    size = (image.width * scale, image.height * scale)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = pil_to_tensor(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
     if not colours:
         return _as_image(canvas)
     if "masks" in detection:
-        masks = detection["masks"].cpu()[chosen].bool()
-        masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        masks = detection["masks"].cpu()[chosen]
+        masks = torch.nn.functional.interpolate(masks[:, None].float(), size[::-1], mode="nearest-exact")[:, 0].bool()
         canvas = draw_segmentation_masks(canvas, masks, MASK_OPACITY, colours)
-    boxes = boxes[chosen] * scale
+    boxes = boxes[chosen] * torch.tensor([size[0] / image.width, size[1] / image.height]).repeat(2)
     boxes[:, 2:] = torch.maximum(boxes[:, 2:] - 1, boxes[:, :2])  # the last pixel is inside
     labels_shown = [caption for caption, shown in zip(captions, chosen.tolist(), strict=True) if shown]
     width = max(1, round(max(size) / 400))
