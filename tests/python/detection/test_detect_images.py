@@ -74,9 +74,7 @@ def test_nothing_below_the_threshold(trained, tmp_path):
     scores = sorted(annotation["score"] for annotation in low["annotations"])
     middle = scores[len(scores) // 2]
     high = run(trained, trained / "images" / "a.png", "--threshold", middle, "--output-dir", tmp_path)
-    assert [a["score"] for a in high["annotations"]] == [
-        a["score"] for a in low["annotations"] if a["score"] >= middle
-    ]
+    assert [a["score"] for a in high["annotations"]] == [a["score"] for a in low["annotations"] if a["score"] >= middle]
     assert 0 < len(high["annotations"]) < len(low["annotations"])
     assert run(trained, trained / "images", "--threshold", "1", "--output-dir", tmp_path)["annotations"] == []
 
