@@ -26,6 +26,7 @@ from tasks.detection.detectors import (
 )
 from tasks.detection.evaluate import Normalization
 from tasks.detection.options import DetectionOptions
+from tasks.detection.recipes import OF_SMALL_DETECTORS
 from tasks.detection.scenes import LARGE_DIGITS, SMALL_DIGITS, Scenes
 from tasks.detection.sources import open_source
 from tasks.detection.task import Detection
@@ -53,8 +54,8 @@ def open_sources(options: DetectionOptions) -> tuple[Source, Source]:
 
 
 def settings_of(options: DetectionOptions) -> DetectorSettings:
-    """The sizes of the detector: small ones for the scenes, else those of papers."""
-    kind = "scenes" if options.recipe == "scenes" else "coco"
+    """The sizes of the detector: small ones for recipes that say so, else those of papers."""
+    kind = "scenes" if options.recipe in OF_SMALL_DETECTORS else "coco"
     return dataclasses.replace(
         preset(kind, options.detector), backbone=options.model, model_kwargs=options.model_kwargs or {},
         drop_path=options.drop_path,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recipes by name: public ones for COCO, and short ones for the scenes of digits. A given option goes before them.
+"""Recipes by name: public ones for COCO, and short ones for small detectors. A given option goes before them.
 
 Learning rates are for a global batch of 16 images; for others they are scaled (`DetectionOptions.LR_BATCH`).
 """
@@ -27,6 +27,12 @@ _DETR: Values = dict(
     backbone_lr_scale=0.1, epochs=50,
 )  # fmt: skip
 
+_SMALL: Values = dict(
+    model_ema=False, opt="adamw", weight_decay=0.05, sched="cosine", min_lr=0.0, unscale_lr=True, warmup_epochs=0,
+    warmup_lr=1e-6, warmup_steps=50, random_crops=False, model=_SCENES.backbone,
+    model_kwargs=dict(_SCENES.model_kwargs), drop_path=_SCENES.drop_path,
+)  # fmt: skip
+
 # Recipe -> what it says, and what it says of one detector.
 RECIPES: dict[str, Values] = {
     # PVT's configurations for mmdetection: CONTAINER has the widths of its pyramid.
@@ -44,25 +50,29 @@ RECIPES: dict[str, Values] = {
     "detr-300": {**_DETR, "lr": 1e-4, "epochs": 300, "decay_milestones": (200,)},
     "smca-50": dict(_DETR, lr=1e-4, decay_milestones=(40,)),
     "deformable-50": dict(_DETR, lr=2e-4, decay_milestones=(40,), sampling_lr_scale=0.1),
-    # Two minutes on two cores.
+    # Small detectors, from nothing: minutes on two cores.
     "scenes": dict(
-        model_ema=False, batch_size=8, num_workers=0, opt="adamw", weight_decay=0.05, sched="cosine", min_lr=0.0,
-        unscale_lr=True, warmup_epochs=0, warmup_lr=1e-6, short_sides=(128,), longest_side=128, hflip=0.0,
-        random_crops=False, group_aspects=False, model=_SCENES.backbone, model_kwargs=dict(_SCENES.model_kwargs),
-        drop_path=_SCENES.drop_path,
+        _SMALL, batch_size=8, num_workers=0, short_sides=(128,), longest_side=128, hflip=0.0, group_aspects=False,
     ),
+    # The same for a few hundred photographs; give --epochs by how many there are.
+    "small": dict(_SMALL, batch_size=4, short_sides=(192,), longest_side=256),
 }  # fmt: skip
+# Recipes for the sizes of `PRESETS["scenes"]`.
+OF_SMALL_DETECTORS = ("scenes", "small")
+_OF_SMALL: dict[str, Values] = {
+    "retinanet": dict(lr=2e-3, epochs=8),
+    "faster-rcnn": dict(lr=1.5e-3, epochs=8),
+    "mask-rcnn": dict(lr=1.5e-3, epochs=12),
+    "detr": dict(lr=3e-4, epochs=16, clip_grad=0.1),
+    "conditional-detr": dict(lr=1e-3, epochs=16, clip_grad=0.5),
+    "smca-detr": dict(lr=1e-3, epochs=24, clip_grad=0.5),
+    "deformable-detr": dict(lr=1e-3, epochs=16, clip_grad=0.5),
+}
 OF_DETECTOR: dict[tuple[str, str], Values] = {
     ("1x", "mask-rcnn"): dict(lr=2e-4, warmup_lr=2e-7),
     ("1x", "faster-rcnn"): dict(lr=2e-4, warmup_lr=2e-7),
     ("r50-1x", "retinanet"): dict(lr=0.01, warmup_lr=1e-5),
-    ("scenes", "retinanet"): dict(lr=2e-3, epochs=8, warmup_steps=50),
-    ("scenes", "faster-rcnn"): dict(lr=1.5e-3, epochs=8, warmup_steps=50),
-    ("scenes", "mask-rcnn"): dict(lr=1.5e-3, epochs=12, warmup_steps=50),
-    ("scenes", "detr"): dict(lr=3e-4, epochs=16, warmup_steps=50, clip_grad=0.1),
-    ("scenes", "conditional-detr"): dict(lr=1e-3, epochs=16, warmup_steps=50, clip_grad=0.5),
-    ("scenes", "smca-detr"): dict(lr=1e-3, epochs=24, warmup_steps=50, clip_grad=0.5),
-    ("scenes", "deformable-detr"): dict(lr=1e-3, epochs=16, warmup_steps=50, clip_grad=0.5),
+    **{(recipe, detector): values for recipe in OF_SMALL_DETECTORS for detector, values in _OF_SMALL.items()},
 }
 DEFAULT_RECIPES = {
     "retinanet": "1x",

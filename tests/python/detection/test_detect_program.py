@@ -8,6 +8,7 @@ import pytest
 import torch
 from annotated_images import content, write_coco
 from PIL import Image
+from tasks.detection.build import settings_of
 from tasks.detection.checkpoint import load_detector
 from tasks.detection.option_checks import check, resolve
 from tasks.detection.options import DetectionOptions
@@ -174,6 +175,9 @@ def test_recipes(tmp_path):
     assert options_of("").recipe == "scenes" and options_of("--detector detr").recipe == "scenes"
     for detector, recipe in DEFAULT_RECIPES.items():
         assert options_of(f"--data-path {tmp_path} --detector {detector}").recipe == recipe
+    options = options_of(f"--data-path {tmp_path} --detector smca-detr --recipe small")
+    assert (options.short_sides, options.hflip, options.clip_grad, options.model) == ((192,), 0.5, 0.5, "container")
+    assert settings_of(options).d_model == 128
     for recipe in RECIPES:
         options_of(f"--data-path {tmp_path} --recipe {recipe}")
 
