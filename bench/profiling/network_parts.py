@@ -85,14 +85,22 @@ class Places:
 
     def of(self, function: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> Place:
         """Where the step is that now calls the operator on the tensors."""
+        path, direction = self.running()
+        if direction == "optimizer":
+            return Place("step", "optimizer", direction)
+        node = torch._C._current_autograd_node()
+        return Place(*_stage_and_part(path, function, tensors, "" if node is None else node.name()), direction)
+
+    def running(self) -> tuple[str, str]:
+        """The path of the module that runs now, or whose backward does ("": none's), and forward, backward or
+        optimizer."""
         if self._optimizing:
-            return Place("step", "optimizer", "optimizer")
+            return "", "optimizer"
         node = torch._C._current_autograd_node()
         self._backward |= node is not None
-        direction = "backward" if self._backward else "forward"
         # A module that runs inside a node computes its forward once more.
         path = self._stack[-1] if self._stack else "" if node is None else self._forward_of(node)
-        return Place(*_stage_and_part(path, function, tensors, "" if node is None else node.name()), direction)
+        return path, "backward" if self._backward else "forward"
 
     def _path(self, module: nn.Module) -> str | None:
         return self._paths.get(id(module))
