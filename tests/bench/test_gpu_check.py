@@ -134,6 +134,7 @@ def test_every_problem_is_measured_once_and_what_decides_most_first():
     mlp, deformable = others[:4], others[4:]
     assert all("64 channels" in name or "128 channels" in name for name in mlp)
     assert len(deformable) == 4 and all("deformable" in name for name in deformable)
+    assert set(sections.SECTIONS) == {*OPS, "block", "model", "isotropic"}
     ops = sections.all_problems("cuda", OPS)
     assert Counter([*mix, *wide, *others, *rest]) == Counter(problem.name for problem in ops)
     networks = sections.all_problems("cuda", ("model", "isotropic"))

@@ -72,4 +72,4 @@ def check_sampling_dtypes(value: Tensor, sampling_locations: Tensor, attention_w
     for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
         if tensor.dtype not in (value.dtype, torch.float32):
             wanted = " or ".join(dict.fromkeys((str(value.dtype), "torch.float32")))
-            raise TypeError(f"{name}: expected dtype {wanted}, as value has it, got {tensor.dtype}")
+            raise TypeError(f"{name}: expected dtype {wanted} beside value of {value.dtype}, got {tensor.dtype}")

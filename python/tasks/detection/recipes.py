@@ -66,7 +66,7 @@ _OF_SMALL: dict[str, Values] = {
     "detr": dict(lr=3e-4, epochs=16, clip_grad=0.1),
     "conditional-detr": dict(lr=1e-3, epochs=16, clip_grad=0.5),
     "smca-detr": dict(lr=1e-3, epochs=24, clip_grad=0.5),
-    "deformable-detr": dict(lr=1e-3, epochs=16, clip_grad=0.5),
+    "deformable-detr": dict(lr=1e-3, epochs=10, clip_grad=0.5),
 }
 OF_DETECTOR: dict[tuple[str, str], Values] = {
     ("1x", "mask-rcnn"): dict(lr=2e-4, warmup_lr=2e-7),
