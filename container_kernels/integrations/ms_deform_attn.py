@@ -89,8 +89,11 @@ def ms_deform_attn_backward(
     Runs the forward pass once more, which `MSDeformAttnFunction` does not need.
     """
     sizes = _sizes(value_spatial_shapes, value_level_start_index)
-    leaves = [tensor.detach().requires_grad_() for tensor in (value, sampling_locations, attention_weights)]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        tensors = (value, sampling_locations, attention_weights, grad_output)
+        # Autograd takes no tensor of inference mode.
+        *leaves, grad_output = (t.clone() if t.is_inference() else t.detach() for t in tensors)
+        leaves = [tensor.requires_grad_() for tensor in leaves]
         out = ms_deform_attn_core(leaves[0], sizes, *leaves[1:])
         return list(torch.autograd.grad(out, leaves, grad_output))
 

@@ -94,7 +94,7 @@ class DeformableAttentionUse:
         changed: names of the modules, classes and functions that now run on `deformable_attention`.
         skipped: why others do not, by name.
 
-    `undo()`, or the end of a `with` block, puts back what was there before.
+    `undo()`, or the end of a `with` block, puts back what was there before, unless it has been changed again since.
     """
 
     def __init__(self) -> None:
@@ -105,6 +105,8 @@ class DeformableAttentionUse:
     def undo(self) -> None:
         while self._before:
             target, before = self._before.pop()
+            if vars(target.owner).get(target.name) is not target.function:
+                continue  # someone else has put a function there since
             if before is _ABSENT:
                 delattr(target.owner, target.name)
             else:

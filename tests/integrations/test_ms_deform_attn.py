@@ -88,6 +88,23 @@ def test_original_twice_in_a_row(function_of_the_original):
     )
 
 
+def test_backward_in_inference_mode():
+    value, shapes, locations, weights = inputs()
+    grad_out = torch.randn(3, 5, 16)
+    _, grads = expected(value, locations, weights, grad_out)
+    with torch.inference_mode():
+        copies = [tensor.clone() for tensor in (value, locations, weights)]
+        given = (copies[0], shapes, LEVEL_START, *copies[1:])
+        actual = ms_deform_attn.ms_deform_attn_backward(*given, grad_out.clone())
+    torch.testing.assert_close(actual, list(grads), rtol=1e-4, atol=1e-4)
+
+
+def test_forward_has_no_gradient():
+    value, shapes, locations, weights = inputs()
+    starts = LEVEL_START.int()  # beside shapes of 64 bits
+    assert not ms_deform_attn.ms_deform_attn_forward(value, shapes, starts, locations, weights).requires_grad
+
+
 def test_names_of_other_repositories():
     """mmcv's and GroundingDINO's."""
     assert ms_deform_attn.MultiScaleDeformableAttnFunction is ms_deform_attn.MSDeformAttnFunction

@@ -1,6 +1,7 @@
 """Networks of transformers on our operation: the same numbers, and back again."""
 
 import copy
+import importlib
 import importlib.util
 import io
 import sys
@@ -294,6 +295,27 @@ def test_what_was_in_its_place_comes_back():
     with use_deformable_attention(layer):
         assert layer.attn.forward is not hook
     assert layer.attn.forward is hook
+
+
+def test_what_someone_else_put_there_since_stays():
+    layer = small_layer()
+    use = use_deformable_attention(layer)
+    hook = layer.attn.forward = lambda *arguments: INNER.forward(layer.attn, *arguments)
+    use.undo()
+    assert layer.attn.forward is hook
+
+
+def test_a_family_that_cannot_be_imported_is_named(monkeypatch):
+    import_module = importlib.import_module
+
+    def without_one(name, *arguments):
+        if name.endswith("modeling_grounding_dino"):
+            raise ImportError("no timm here")
+        return import_module(name, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", without_one)
+    with use_deformable_attention() as use:
+        assert any("no timm here" in reason for reason in use.skipped.values()) and use.changed
 
 
 def test_copies_are_changed_models_of_their_own():

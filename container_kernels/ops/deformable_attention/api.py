@@ -31,7 +31,7 @@ def deformable_attention(
     x·W_l − ½ and row y·H_l − ½ (align_corners=False). Outside the map all values are zero; a location may be any
     number, also infinite; one that is NaN counts as outside. (Zhu et al., "Deformable DETR", 2021, equation 3, without
     the two projections.) Sums run in float32 (float64 for float64), in a fixed order: the same inputs give the same
-    bits, also in the gradients of all three tensors.
+    bits, also in the gradients of all three tensors (on a GPU by the kernels; those of "reference" are PyTorch's).
 
     Args:
         value: (B, S, M, D), any strides with a contiguous last dimension; float32, bfloat16, float16 or float64. S is
@@ -40,7 +40,8 @@ def deformable_attention(
             which waits for it and, in torch.compile, breaks the graph.
         sampling_locations: (B, Q, M, L, P, 2), dtype of `value` or float32. bfloat16 holds them too coarsely for all
             but small maps: its rounding alone moves results by some 10 %.
-        attention_weights: (B, Q, M, L, P), dtype of `value` or float32; any numbers, usually a softmax over L·P.
+        attention_weights: (B, Q, M, L, P), dtype of `value` or float32; any finite numbers, usually a softmax over L·P.
+            One that is not finite spoils its query's result, or, where its point is outside, may do so.
         backend: "cuda", "triton", "cpu", "reference", or None for the fastest that serves.
 
     Returns:

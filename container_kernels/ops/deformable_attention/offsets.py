@@ -3,12 +3,14 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ..common.tensors import accumulation_dtype
+from ..common.tensors import accumulation_dtype, converted
 from ..common.validation import check_device, check_shape, check_tensor
 from .api import deformable_attention
-from .validation import level_sizes
+from .reference import pair_on
+from .validation import check_points, level_sizes
 
 
 def deformable_attention_from_offsets(
@@ -61,17 +63,20 @@ def deformable_attention_from_offsets(
             f"reference_points: expected (B, Q, L, 2 or 4) = ({batch}, {queries}, {len(sizes)}, 2 or 4), got "
             f"{tuple(reference_points.shape)}"
         )
+    check_points("sampling_offsets", sampling_offsets)
     dtype = accumulation_dtype(value.dtype)
-    locations = sampling_locations(sizes, reference_points.to(dtype), sampling_offsets.to(dtype))
-    weights = attention_logits.to(dtype).flatten(-2).softmax(-1).view_as(attention_logits)
+    locations = sampling_locations(sizes, converted(reference_points, dtype), converted(sampling_offsets, dtype), dtype)
+    weights = converted(attention_logits, dtype).flatten(-2).softmax(-1).view_as(attention_logits)
     return deformable_attention(value, sizes, locations, weights, backend=backend)
 
 
-def sampling_locations(sizes: list[tuple[int, int]], reference_points: Tensor, sampling_offsets: Tensor) -> Tensor:
-    """The (B, Q, M, L, P, 2) locations of `deformable_attention_from_offsets`, from tensors of one dtype."""
+def sampling_locations(
+    sizes: list[tuple[int, int]], reference_points: Tensor, sampling_offsets: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The (B, Q, M, L, P, 2) locations of `deformable_attention_from_offsets`, in `dtype`."""
     reference = reference_points[:, :, None, :, None]
     if reference.shape[-1] == 2:
-        columns_and_rows = sampling_offsets.new_tensor([(width, height) for height, width in sizes])
+        columns_and_rows = torch.stack([pair_on(sampling_offsets, width, height, dtype) for height, width in sizes])
         return reference + sampling_offsets / columns_and_rows[:, None]
     points = sampling_offsets.shape[-2]
     return reference[..., :2] + sampling_offsets * (reference[..., 2:] * (0.5 / points))

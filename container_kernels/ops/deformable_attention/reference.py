@@ -26,9 +26,14 @@ def deformable_attention_reference(inputs: DeformableArguments) -> Tensor:
     return converted(out.permute(0, 3, 1, 2), value.dtype).contiguous()
 
 
+def pair_on(like: Tensor, x: int, y: int, dtype: torch.dtype | None = None) -> Tensor:
+    """(x, y) on the device of `like`, filled there: a copy from the host would wait, and fix sizes in a program."""
+    return torch.stack([like.new_full((), number, dtype=dtype or like.dtype) for number in (x, y)])
+
+
 def _by_gathering(maps: Tensor, level: Level, points: Tensor) -> Tensor:
     """The (B, M, D, Q, P) values of `maps` (B, M, D, H·W) between pixels, zero outside."""
-    sizes = points.new_tensor((level.width, level.height))
+    sizes = pair_on(points, level.width, level.height)
     pixel = points * sizes - 0.5
     # Before anything is an integer, which a distant point would overflow.
     inside = ((pixel > -1) & (pixel < sizes)).all(-1, keepdim=True)
@@ -38,7 +43,7 @@ def _by_gathering(maps: Tensor, level: Level, points: Tensor) -> Tensor:
     result = 0
     for down in (0, 1):
         for right in (0, 1):
-            corner = first + first.new_tensor((right, down))
+            corner = first + pair_on(first, right, down)
             exists = inside & ((corner >= 0) & (corner < sizes)).all(-1, keepdim=True)
             column, row = torch.where(exists, corner, 0).long().unbind(-1)
             index = (row * level.width + column).flatten(2)[:, :, None].expand(-1, -1, maps.shape[2], -1)
@@ -53,6 +58,8 @@ def _by_grid_sample(maps: Tensor, level: Level, points: Tensor) -> Tensor:
     """`_by_gathering` in one operator of PyTorch."""
     batch, heads = maps.shape[:2]
     images = maps.flatten(0, 1).unflatten(2, (level.height, level.width))
+    # 2 is outside of any map; of infinity it makes NaN.
+    points = torch.where(points.abs() < 2, points, 2.0)
     grid = 2 * points.flatten(0, 1) - 1
     sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.unflatten(0, (batch, heads))

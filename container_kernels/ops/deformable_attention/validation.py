@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ def level_sizes(spatial_shapes) -> list[tuple[int, int]]:
             raise ValueError(f"spatial_shapes: expected (L, 2), got shape {tuple(spatial_shapes.shape)}")
         if spatial_shapes.is_floating_point() or spatial_shapes.is_complex() or spatial_shapes.dtype == torch.bool:
             raise TypeError(f"spatial_shapes: expected integers, got {spatial_shapes.dtype}")
+        if spatial_shapes.is_meta:
+            raise ValueError("spatial_shapes: a meta tensor has no numbers; give (height, width) of every level")
         spatial_shapes = spatial_shapes.tolist()
     if not isinstance(spatial_shapes, Sequence) or isinstance(spatial_shapes, str):
         raise TypeError(f"spatial_shapes: expected (height, width) of every level, got {type(spatial_shapes).__name__}")
@@ -29,18 +32,24 @@ def level_sizes(spatial_shapes) -> list[tuple[int, int]]:
 
 
 def _level_size(index: int, size) -> tuple[int, int]:
-    if isinstance(size, Tensor):
-        size = size.tolist()
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_integer(side) for side in size):
+    sides = size.tolist() if isinstance(size, Tensor) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(map(_is_integer, sides)):
         raise TypeError(f"spatial_shapes[{index}]: expected integers (height, width), got {size!r}")
-    height, width = size
+    height, width = map(_as_int, sides)
     if height < 1 or width < 1:
-        raise ValueError(f"spatial_shapes[{index}]: expected height and width of at least 1, got {tuple(size)}")
+        raise ValueError(f"spatial_shapes[{index}]: expected height and width of at least 1, got {(height, width)}")
     return height, width
 
 
 def _is_integer(value) -> bool:
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+    """Also a number of NumPy's, and a tensor of one, which is what shapes are in torch.jit.trace."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return isinstance(value, int | torch.SymInt | numpy.integer) and not isinstance(value, bool)
+
+
+def _as_int(value):
+    return value if isinstance(value, int | torch.SymInt) else int(value)
 
 
 def validate(value, sizes: list[tuple[int, int]], sampling_locations, attention_weights) -> None:
@@ -61,15 +70,20 @@ def validate(value, sizes: list[tuple[int, int]], sampling_locations, attention_
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     shape = (batch, queries, heads, len(sizes), points)
     check_shape("sampling_locations", sampling_locations, (*shape, 2), "(B, Q, M, L, P, 2)")
-    if points < 1:
-        raise ValueError(f"sampling_locations: expected at least one point, got {tuple(sampling_locations.shape)}")
+    check_points("sampling_locations", sampling_locations)
     check_shape("attention_weights", attention_weights, shape, "(B, Q, M, L, P)")
     check_device("sampling_locations", sampling_locations, "value", value)
     check_device("attention_weights", attention_weights, "value", value)
+
+
+def check_points(name: str, tensor: Tensor) -> None:
+    """`tensor` (B, Q, M, L, P, 2)."""
+    if tensor.shape[4] < 1:
+        raise ValueError(f"{name}: expected at least one point, got {tuple(tensor.shape)}")
 
 
 def check_sampling_dtypes(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
     for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
         if tensor.dtype not in (value.dtype, torch.float32):
             wanted = " or ".join(dict.fromkeys((str(value.dtype), "torch.float32")))
-            raise TypeError(f"{name}: expected dtype {wanted} beside value of {value.dtype}, got {tensor.dtype}")
+            raise TypeError(f"{name}: expected dtype {wanted}, beside value of {value.dtype}, got {tensor.dtype}")

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy
 import pytest
 import torch
 import torch._dynamo.testing
@@ -19,7 +20,7 @@ from deformable_attention_cases import (
     served,
 )
 
-from container_kernels import deformable_attention
+from container_kernels import MultiScaleDeformableAttention, deformable_attention
 from container_kernels.testing import eager_deformable_attention, poisoned_outputs
 
 HALF = (torch.bfloat16, torch.float16)
@@ -95,7 +96,11 @@ def test_far_outside_is_exactly_zero(backend):
     device, case = DEVICES[backend], Case(1, ((3, 4), (1, 1)), 3, 2, 8, 2)
     leaves = make(case, torch.float32, device)
     far = torch.tensor([1e20, -1e20, math.inf, -math.inf, 3e38, 40.0], device=device)
-    leaves["sampling_locations"] = far.repeat(8).view(1, 3, 2, 2, 2, 2).requires_grad_()
+    # Every number as a column, and as a row beside a column that is inside.
+    points = torch.stack([far.repeat(8).view(24, 2), torch.stack([torch.full_like(far, 0.4), far], 1).repeat(4, 1)])
+    leaves["sampling_locations"] = points.view(1, 6, 2, 2, 2, 2).requires_grad_()
+    leaves["attention_weights"] = leaves["attention_weights"].detach().repeat(1, 2, 1, 1, 1).requires_grad_()
+    case = case._replace(queries=6)
     nan = {**leaves, "value": torch.full_like(leaves["value"], math.nan).requires_grad_()}
     for given in (leaves, nan):
         with poisoned_outputs():
@@ -234,10 +239,11 @@ def test_second_derivatives():
         return deformable_attention(tensors[0], case.sizes, *tensors[1:], backend="reference")
 
     assert torch.autograd.gradgradcheck(function, tuple(leaves.values()))
-    out = deformable_attention(spatial_shapes=case.sizes, **leaves, backend="cpu")
-    (grad,) = torch.autograd.grad(out.sum(), leaves["value"], create_graph=True)
-    with pytest.raises(RuntimeError, match="'cpu' has no second derivatives; differentiate twice with backend='ref"):
-        grad.sum().backward()
+    for leaf in leaves.values():
+        out = deformable_attention(spatial_shapes=case.sizes, **leaves, backend="cpu")
+        (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="'cpu' has no second derivatives; differentiate twice with backend='re"):
+            grad.sum().backward()
 
 
 @pytest.mark.parametrize("backend", ALL)
@@ -292,6 +298,83 @@ def test_one_program_for_all_sizes(fresh_compiler):
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_autocast_keeps_float64(backend):
+    case = CASES[0]
+    leaves = make(case, torch.float64, "cpu")
+    expected, _ = run(deformable_attention, case, leaves, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = deformable_attention(spatial_shapes=case.sizes, **leaves, backend=backend)
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("number", [numpy.int64, torch.tensor], ids=["numpy", "tensor"])
+def test_sides_of_other_kinds(number):
+    case = CASES[0]
+    leaves = make(case, torch.float32, "cpu")
+    sizes = [(number(height), number(width)) for height, width in case.sizes]
+    out = deformable_attention(spatial_shapes=sizes, **leaves)
+    assert torch.equal(out, deformable_attention(spatial_shapes=case.sizes, **leaves))
+
+
+class OnMaps(torch.nn.Module):
+    """The layer on maps (B, C, H, W), whose sizes it takes from them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = MultiScaleDeformableAttention(embed_dim=8, num_heads=2, num_levels=2, num_points=2)
+        torch.nn.init.normal_(self.layer.sampling_offsets.weight)
+
+    def forward(self, query, reference, *maps):
+        value = torch.cat([image.flatten(2).transpose(1, 2) for image in maps], 1)
+        return self.layer(query, reference, value, [tuple(image.shape[2:]) for image in maps])
+
+
+def on_maps(height=6, width=8):
+    reference = torch.rand(2, 5, 2, 2)
+    return torch.randn(2, 5, 8), reference, torch.randn(2, 8, height, width), torch.randn(2, 8, height // 2, width // 2)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sizes become constants, as in any trace
+def test_traced():
+    """In torch.jit.trace shapes are tensors."""
+    network = OnMaps().requires_grad_(False)
+    program = torch.jit.trace(network, on_maps())
+    given = on_maps()
+    torch.testing.assert_close(program(*given), network(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_for_any_size():
+    network, given = OnMaps(), on_maps()
+    sides = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},) * 2
+    program = torch.export.export(network, given, dynamic_shapes={"query": None, "reference": None, "maps": sides})
+    for given in (on_maps(), on_maps(10, 14)):
+        torch.testing.assert_close(program.module()(*given), network(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_under_autocast_runs_with_and_without():
+    network, given = OnMaps(), on_maps()
+    with torch.autocast("cpu", torch.bfloat16):
+        program = torch.export.export(network, given).module()
+        torch.testing.assert_close(program(*given), network(*given), rtol=0.1, atol=0.05)
+    out = program(*given)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, network(*given), rtol=1e-4, atol=1e-5)
+
+
+def test_exported_program_leaves_out_what_is_far_outside():
+    tensors = [leaf.detach() for leaf in make(CASES[0], torch.float32, "cpu").values()]
+    program = torch.export.export(Sampler(), tuple(tensors)).module()
+    locations = tensors[1].clone()
+    locations[0, 0] = torch.tensor([math.inf, 0.5])
+    locations[0, 1] = torch.tensor([0.5, math.nan])
+    locations[0, 2] = 3e9
+    out = program(tensors[0], locations, *tensors[2:])
+    assert not out[0, :3].count_nonzero() and out[0, 3:].count_nonzero()
+    torch.testing.assert_close(out, Sampler()(tensors[0], locations, *tensors[2:]), rtol=1e-5, atol=1e-5)
+
+
 def test_export_is_grid_sample():
     tensors = tuple(leaf.detach() for leaf in make(CASES[0], torch.float32, "cpu").values())
     program = torch.export.export(Sampler(), tensors)
@@ -343,6 +426,16 @@ VALUE, LOCATIONS, WEIGHTS = torch.ones(2, 7, 3, 4), torch.ones(2, 5, 3, 2, 6, 2)
             {"spatial_shapes": [(2.0, 3), (1, 1)]},
             TypeError,
             r"spatial_shapes\[0\]: expected integers .* got \(2.0, 3\)",
+        ),
+        ({"spatial_shapes": [(2, 3), (1, 0)]}, ValueError, r"spatial_shapes\[1\]: .* at least 1, got \(1, 0\)"),
+        ({"spatial_shapes": [(True, 3), (1, 1)]}, TypeError, r"spatial_shapes\[0\]: expected integers .*\(True, 3\)"),
+        ({"spatial_shapes": torch.ones(2, 2).bool()}, TypeError, "spatial_shapes: expected integers, got torch.bool"),
+        ({"spatial_shapes": torch.ones(2, 2, device="meta").int()}, ValueError, "spatial_shapes: a meta tensor has no"),
+        ({"attention_weights": WEIGHTS.to("meta")}, ValueError, "attention_weights: expected device cpu as value"),
+        (
+            {"spatial_shapes": [(2**16, 2**15)], "value": torch.empty(1).expand(1, 2**31, 1, 1)},
+            ValueError,
+            "value: expected at most 2147483647 pixels in all levels, got 2147483648",
         ),
         ({"spatial_shapes": torch.ones(2, 2)}, TypeError, "spatial_shapes: expected integers, got torch.float32"),
         ({"spatial_shapes": torch.ones(2).int()}, ValueError, r"spatial_shapes: expected \(L, 2\), got shape \(2,\)"),

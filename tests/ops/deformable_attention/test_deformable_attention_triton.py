@@ -48,6 +48,27 @@ def test_more_boxes_than_one_word_has_bits(name):
     torch.testing.assert_close(grads["value"], expected["value"], rtol=1e-4, atol=1e-4)
 
 
+@BACKENDS
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)], ids=["", "across", "along"])
+@pytest.mark.parametrize("point", [(ROWS - 0.5, COLUMNS - 0.5), (ROWS - 1, COLUMNS - 0.5), (ROWS - 0.8, 0.2)], ids=str)
+def test_a_single_point_between_tiles(name, point, mirrored):
+    """At the last row of one tile it gives weight to the first row of the next, so its box meets both."""
+    case = Case(1, ((2 * ROWS, 2 * COLUMNS),), 1, 1, 4, 1)
+    leaves = make(case, torch.float32, DEVICE)
+    row, column = point
+    place = torch.tensor([(column + 0.5) / (2 * COLUMNS), (row + 0.5) / (2 * ROWS)], device=DEVICE)
+    place = torch.where(torch.tensor(mirrored, device=DEVICE), 1 - place, place)
+    leaves["sampling_locations"] = place.view(1, 1, 1, 1, 1, 2).requires_grad_()
+    assert_matches_float64(case, leaves, name)
+
+
+def test_unit_of_an_address():
+    """Loads are as wide as the address allows: a view one element further on has none wider than one."""
+    tensor = torch.randn(2 * 6 * 2 * 8 + 1, device=DEVICE)
+    assert backend.unit_of(tensor[:-1].view(2, 6, 2, 8)) == 4
+    assert backend.unit_of(tensor[1:].view(2, 6, 2, 8)) == 1
+
+
 def on_two_sides() -> tuple[Case, dict]:
     """Two blocks of queries, the first left and the second right on a map of four tiles, and a few points outside."""
     case = Case(1, ((ROWS, 4 * COLUMNS),), 2 * configs.BLOCK_Q, 1, 8, 2)

@@ -147,3 +147,23 @@ def test_errors_name_the_argument():
     refuse(TypeError, "reference_points: expected dtype", reference_points=reference.long())
     refuse(TypeError, "value: expected a tensor", value=[1.0])
     refuse(TypeError, "spatial_shapes: expected", spatial_shapes=3)
+    boxes = {"reference_points": reference.repeat(1, 1, 1, 2), "attention_logits": logits[..., :0]}
+    refuse(ValueError, "sampling_offsets: expected at least one point", sampling_offsets=offsets[..., :0, :], **boxes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_nothing_waits_for_the_gpu(coordinates):
+    """Nor copies from the host: the layer's calls can be captured as a graph."""
+    leaves = {name: leaf.detach().cuda() for name, leaf in make(CASE, coordinates).items()}
+    expected = deformable_attention_from_offsets(spatial_shapes=CASE.sizes, **leaves)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        deformable_attention_from_offsets(spatial_shapes=CASE.sizes, **leaves)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = deformable_attention_from_offsets(spatial_shapes=CASE.sizes, **leaves)
+    graph.replay()
+    assert torch.equal(out, expected)

@@ -114,6 +114,22 @@ def test_every_step_has_the_losses_that_were_announced(finished):
     assert set(run.position.parts) == {"class", "box"}
 
 
+def test_activations_computed_again_change_nothing(finished, tmp_path):
+    """But running statistics, which PyTorch's norms update once more."""
+    run = detect.main(scenes_run(tmp_path / "checkpointing", "--grad-checkpointing"))
+    assert [row["train_loss"] for row in run.history] == [row["train_loss"] for row in finished[0].history]
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, finished[0].model.get_parameter(name)), name
+
+
+def test_bfloat16_and_steps_of_several_batches(finished, tmp_path):
+    run = detect.main(scenes_run(tmp_path / "run", "--amp-dtype", "bfloat16", "--accumulate-steps", "2"))
+    assert run.steps == finished[0].steps // 2 and run.compute.dtype == torch.bfloat16
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+    first, last = (row["train_loss"] for row in run.history)
+    assert first == pytest.approx(finished[0].history[0]["train_loss"], rel=0.1) and last < first
+
+
 def coco_run(root, folder, *more) -> list[str]:
     return ["--data-path", str(root), *SMALL, "--short-sides", "48", "--longest-side", "64",
             "--epochs", "1", "--warmup-steps", "1", "--num-workers", "0", "--drop-path", "0",

@@ -195,7 +195,7 @@ def backward_value_kernel(
 
     Order of programs: images, tiles, heads. Tiles of the smallest maps, which meet most queries, begin.
 
-    A grad_out, or the weight of a point inside, that is not finite makes NaN of what it would have made infinite or NaN
+    A grad_out, or a weight, that is not finite makes NaN of what it would have made infinite or NaN
     and, in the channels of that grad_out or in all, of further pixels of the tiles that its block of queries meets:
     their weight of it is zero, and zero times infinity is added.
     """
