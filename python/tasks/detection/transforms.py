@@ -93,10 +93,15 @@ def to_original(detection: dict[str, torch.Tensor], seen: tuple[int, int], origi
     limits = detection["boxes"].new_tensor([original[1], original[0]]).repeat(2)
     result = {**detection, "boxes": torch.minimum((detection["boxes"] * scale).clamp(min=0), limits)}
     if "masks" in detection and seen != original:
-        masks = detection["masks"][:, None].float()
-        masks = torch.nn.functional.interpolate(masks, original, mode="bilinear", align_corners=False)
-        result["masks"] = masks[:, 0] >= 0.5
+        # A few at a time: as floats, a hundred masks of a photo of 12 megapixels are 5 GB.
+        parts = [_masks_of_size(masks, original) for masks in detection["masks"].split(8)]
+        result["masks"] = torch.cat(parts)
     return result
+
+
+def _masks_of_size(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    masks = torch.nn.functional.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)
+    return masks[:, 0] >= 0.5
 
 
 def _draw(choices: Sequence[int]) -> int:
