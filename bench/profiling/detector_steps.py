@@ -26,9 +26,10 @@ from bench.profiling.network_parts import Places
 from bench.profiling.operator_costs import name as operator_name
 from bench.timing import Contender, cpu_clock, measure
 
-# The first that begins the path of a module, without what wraps the network, says the part.
+# The first that begins the path of a module, without what wraps the network, says the part. The network itself, which
+# `Places` calls "head", has losses and what follows the heads.
 _PARTS = (
-    ("backbone.features", "backbone"), ("backbone.fpn", "pyramid"), ("head", "heads"), ("rpn.head", "heads"),
+    ("backbone.features", "backbone"), ("backbone.fpn", "pyramid"), ("head.", "heads"), ("rpn.head", "heads"),
     ("roi_heads.box_roi_pool", "RoIAlign"), ("roi_heads.mask_roi_pool", "RoIAlign"), ("roi_heads.box", "box head"),
     ("roi_heads.mask", "mask head"), ("anchor_generator", "anchors"), ("rpn.anchor_generator", "anchors"),
     ("transform", "padding"), ("model.backbone", "backbone"), ("model.encoder", "encoder"),

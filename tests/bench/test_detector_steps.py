@@ -53,6 +53,8 @@ def test_report(capsys, tmp_path):
         ("network.model.encoder.layers.0.self_attn", "deformable_attention_forward_cpu", "sampling"),
         ("network.model.encoder.layers.0.self_attn.value_proj", "addmm", "encoder"),
         ("", "sum", "matching and losses"),
+        ("head", "sum", "matching and losses"),
+        ("head.classification_head.conv.0", "convolution", "heads"),
     ],
 )
 def test_parts(path, operator, part):

@@ -62,10 +62,10 @@ OF_SMALL_DETECTORS = ("scenes", "small")
 _OF_SMALL: dict[str, Values] = {
     "retinanet": dict(lr=2e-3, epochs=8),
     "faster-rcnn": dict(lr=1.5e-3, epochs=8),
-    "mask-rcnn": dict(lr=1.5e-3, epochs=8),
+    "mask-rcnn": dict(lr=1.5e-3, epochs=6),
     "detr": dict(lr=3e-4, epochs=16, clip_grad=0.1),
-    "conditional-detr": dict(lr=1e-3, epochs=16, clip_grad=0.5),
-    "smca-detr": dict(lr=1e-3, epochs=24, clip_grad=0.5),
+    "conditional-detr": dict(lr=3e-4, epochs=16, clip_grad=0.5),
+    "smca-detr": dict(lr=3e-4, epochs=24, clip_grad=0.5),
     "deformable-detr": dict(lr=1e-3, epochs=10, clip_grad=0.5),
 }
 OF_DETECTOR: dict[tuple[str, str], Values] = {
