@@ -64,9 +64,11 @@ def export(options: ExportOptions) -> str:
     if missing:
         raise OptionError(f"an export needs {' and '.join(missing)}: pip install onnx onnxscript onnxruntime")
     require_all(options, ("image_size",), lambda value: min(value) >= 1, "1 or more")
+    output = options.output or os.path.splitext(options.checkpoint)[0] + ".onnx"
+    if not os.path.isdir(folder := os.path.dirname(os.path.abspath(output))):
+        raise OptionError(f"--output {output}: there is no folder {folder}")
     saved = load_detector(options.checkpoint)
     size = options.image_size or 2 * saved.options.short_sides[-1:]
-    output = options.output or os.path.splitext(options.checkpoint)[0] + ".onnx"
     names = ("boxes", "labels", "scores", *(("masks",) if DETECTORS[saved.options.detector].gives_masks else ()))
     # What is folded and fused computes the same by plain operators.
     model = OneImage(reparameterize_model(saved.model), saved.normalization, names).eval()

@@ -57,6 +57,8 @@ def predict(options: PredictionOptions) -> dict[str, Any]:
     require_all(options, ("short_side", "longest_side", "columns"), lambda value: value >= 1, "1 or more")
     require_all(options, ("threshold",), lambda value: 0 <= value <= 1, "from 0 to 1")
     check_compute(options.device, options.amp_dtype)
+    if os.path.exists(options.output_dir) and not os.path.isdir(options.output_dir):
+        raise OptionError(f"--output-dir {options.output_dir}: expected a folder, this is a file")
     paths = find_images(options.images)
     saved = load_detector(options.checkpoint)
     trained, names = saved.options, [category.name for category in saved.categories]

@@ -104,6 +104,8 @@ def test_what_is_wrong_is_named(trained, tmp_path):
     with pytest.raises(OptionError, match=r"following arguments are required: IMAGES"):
         run(trained)
     (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(OptionError, match=r"--output-dir .*: expected a folder, this is a file"):
+        run(trained, trained / "images", "--output-dir", tmp_path / "broken.png")
     with pytest.raises(DataError, match=r"cannot read the image .*broken.png"):
         run(trained, tmp_path / "broken.png", "--output-dir", tmp_path)
     with pytest.raises(CheckpointError):

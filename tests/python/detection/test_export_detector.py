@@ -67,6 +67,8 @@ def test_beside_the_checkpoint_and_refused(checkpoint, monkeypatch, tmp_path):
     assert export(ExportOptions(checkpoint=str(path))) == str(path.with_suffix(".onnx"))
     with pytest.raises(OptionError, match=r"--image-size must be 1 or more, got \(0, 5\)"):
         export_detector.main([str(path), "--image-size", "0", "5"])
+    with pytest.raises(OptionError, match=r"--output .*: there is no folder .*nowhere"):
+        export_detector.main([str(path), "--output", str(tmp_path / "nowhere" / "network.onnx")])
     monkeypatch.setattr("tasks.detection.export.AGREEMENT", -1.0)
     with pytest.raises(DataError, match=r"gives scores that are .* off the detector's"):
         export_detector.main([str(path), "--output", str(tmp_path / "other.onnx")])
