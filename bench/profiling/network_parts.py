@@ -84,7 +84,7 @@ class Places:
             yield
 
     def of(self, function: torch._ops.OpOverload, tensors: list[torch.Tensor]) -> Place:
-        """Where the step is that now calls the operator on the tensors."""
+        """The place of the step that now calls the operator on the tensors."""
         path, direction = self.running()
         if direction == "optimizer":
             return Place("step", "optimizer", direction)

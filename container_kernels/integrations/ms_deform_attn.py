@@ -49,7 +49,7 @@ def _beside(value: Tensor, sampling: Tensor) -> Tensor:
 
 
 class MSDeformAttnFunction:
-    """What is called as `MSDeformAttnFunction.apply(…)`: differentiable, under autocast too."""
+    """Called as `MSDeformAttnFunction.apply(…)`: differentiable, under autocast too."""
 
     @staticmethod
     def apply(

@@ -36,7 +36,7 @@ def _forward(
     attention_weights,
     im2col_step,
 ):
-    """What an instance is given: a function of no instance survives copies and pickling."""
+    """Put on an instance: a function of no instance survives copies and pickling."""
     # The list is on the host: nothing waits for the device.
     sizes = value_spatial_shapes if value_spatial_shapes_list is None else value_spatial_shapes_list
     return ms_deform_attn_core(value, sizes, sampling_locations, attention_weights)
@@ -52,7 +52,7 @@ def _method(
     attention_weights,
     im2col_step,
 ):
-    """What a class is given."""
+    """Put on a class."""
     return _forward(
         value,
         value_spatial_shapes,
@@ -65,7 +65,7 @@ def _method(
 
 
 def _function(value, value_spatial_shapes, sampling_locations, attention_weights):
-    """What a file is given."""
+    """Put in a file."""
     return ms_deform_attn_core(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 

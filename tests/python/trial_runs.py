@@ -1,5 +1,7 @@
 """Tiny image trees, runs of seconds, and a way to import the programs of `python/`."""
 
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -34,3 +36,23 @@ def small_run(images: Path, output: Path, *more: str) -> list[str]:
         "--epochs", "3", "--warmup-epochs", "1", "--batch-size", "4", "--lr", "1e-3", "--unscale-lr",
         "--model-ema-decay", "0.9", "--num-workers", "0", "--device", "cpu", *more,
     ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def signalled_rank_one(batches: int):
+    """Within it rank 1 alone gets SIGTERM after some batches, of training and evaluation; rank 0 has to hear of it."""
+    from training.interrupt import Interrupted, StopGuard
+
+    check, calls = StopGuard.check, iter(range(batches, -1, -1))
+
+    def counting_check(self, batch=None):
+        if next(calls, 0) == 0 and self.world.rank == 1:
+            self.signum = signal.SIGTERM
+        check(self, batch)
+
+    StopGuard.check = counting_check
+    try:
+        with contextlib.suppress(Interrupted):
+            yield
+    finally:
+        StopGuard.check = check

@@ -3,34 +3,21 @@
 Arguments: the folder of the whole run, the folder of the stopped one, the image tree.
 """
 
-import signal
 import sys
 from pathlib import Path
 
 import torch
-from trial_runs import small_run  # before `train`: it knows where the programs are
+from trial_runs import signalled_rank_one, small_run  # before `train`: it knows where the programs are
 
 import train  # isort: skip
 from training.distributed import leave_world  # isort: skip
-from training.interrupt import Interrupted, StopGuard  # isort: skip
 
 
 def main(whole: Path, parts: Path, images: Path) -> None:
     record(whole, train.main(small_run(images, whole, "--epochs", "2")))
 
-    check, calls = StopGuard.check, iter(range(9, -1, -1))
-
-    def counting_check(self, batch=None):
-        # only rank 1 is signalled; rank 0 has to hear of it
-        if next(calls, 0) == 0 and self.world.rank == 1:
-            self.signum = signal.SIGTERM
-        check(self, batch)
-
-    StopGuard.check = counting_check
-    try:
+    with signalled_rank_one(9):
         train.main(small_run(images, parts, "--epochs", "2"))
-    except Interrupted:
-        StopGuard.check = check
     record(parts, train.main(["--resume", str(parts / "last.pth"), "--device", "cpu"]))
     leave_world()
 

@@ -3,18 +3,18 @@
 Argument: the folder of all runs.
 """
 
-import signal
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[3] / "python")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import detect  # noqa: E402
-from tasks.detection.options import DETECTOR_NAMES  # noqa: E402
-from training.distributed import leave_world  # noqa: E402
-from training.interrupt import Interrupted, StopGuard  # noqa: E402
+from trial_runs import signalled_rank_one  # noqa: I001 - before `detect`: it knows where the programs are
+
+import detect
+from tasks.detection.options import DETECTOR_NAMES
+from training.distributed import leave_world
 
 SMALL = [
     "--train-scenes", "12", "--val-scenes", "5", "--epochs", "2", "--batch-size", "2", "--short-sides", "64",
@@ -28,19 +28,8 @@ def main(root: Path) -> None:
         folder = root / detector
         record(folder, detect.main(["--detector", detector, "--output-dir", str(folder), *SMALL]))
 
-    check, calls = StopGuard.check, iter(range(4, -1, -1))
-
-    def counting_check(self, batch=None):
-        # Only rank 1 is signalled; rank 0 has to hear of it.
-        if next(calls, 0) == 0 and self.world.rank == 1:
-            self.signum = signal.SIGTERM
-        check(self, batch)
-
-    StopGuard.check = counting_check
-    try:
+    with signalled_rank_one(4):
         detect.main(["--output-dir", str(root / "stopped"), *SMALL])
-    except Interrupted:
-        StopGuard.check = check
     record(root / "stopped", detect.main(["--resume", str(root / "stopped" / "last.pth"), "--device", "cpu"]))
     leave_world()
 
