@@ -20,8 +20,8 @@ from affinity_maps.files import check_files, load_unfused
 from affinity_maps.measure import Measurement, measure
 from affinity_maps.options import AffinityOptions
 from affinity_maps.selection import parse_head, parse_queries, refuse_signs
-from tasks.classification.data import evaluation_transform
-from tasks.classification.saved_network import find_network
+from labelled_images.evaluation_transform import evaluation_transform
+from networks.saved_network import find_network
 from training.checkpoint import atomic_write
 from training.compute import make_compute
 from training.distributed import join_world

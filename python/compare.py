@@ -19,8 +19,8 @@ from comparison.results import summarize
 from comparison.session import Session
 from comparison.settings import Settings, complete
 from comparison.table import write_table
-from tasks.classification.decoded_cache import keep_decoded
-from tasks.classification.sources import open_training_sources
+from labelled_images.decoded_cache import keep_decoded
+from labelled_images.sources import open_training_sources
 from training.checkpoint import atomic_write
 from training.distributed import join_world, launched_size
 from training.errors import OptionError, TrainingError

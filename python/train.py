@@ -10,12 +10,12 @@ python python/train.py --eval --resume RUN/best.pth             evaluate only
 
 from __future__ import annotations
 
+from labelled_images.class_order import question_order
+from labelled_images.sources import open_training_sources
 from tasks.classification.build import build_run
-from tasks.classification.class_order import question_order
 from tasks.classification.defaults import give_way
 from tasks.classification.option_checks import check, resolve
 from tasks.classification.options import Options
-from tasks.classification.sources import open_training_sources
 from tasks.classification.task import Classification
 from tasks.classification.validation import judge_checkpoint, settings_from
 from training.checkpoint import read_run

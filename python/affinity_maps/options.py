@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tasks.classification.options import SavedNetworkOptions
+from networks.options import SavedNetworkOptions
 from training.options import option, positional
 from training.shared_options import DeviceOptions, ImageOptions
 

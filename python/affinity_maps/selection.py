@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from tasks.classification.sources import enumerate_names
+from labelled_images.sources import enumerate_names
 from training.errors import OptionError
 
 DEFAULT_QUERIES = ("0.5,0.5", "0.25,0.25")

@@ -8,9 +8,9 @@ import math
 import tempfile
 import time
 
+from labelled_images.sources import Source
 from tasks.classification.build import build_run
 from tasks.classification.options import Options
-from tasks.classification.sources import Source
 from training.distributed import World
 from training.engine import fit
 from training.errors import OptionError

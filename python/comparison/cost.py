@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from tasks.classification.build import build_model
+from networks.build import build_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.contenders import Contender

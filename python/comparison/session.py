@@ -7,9 +7,9 @@ import dataclasses
 import os
 import time
 
+from labelled_images.sources import Source, digest_images
 from tasks.classification.build import build_run
 from tasks.classification.options import Options
-from tasks.classification.sources import Source, digest_images
 from tasks.classification.subset import take_fraction
 from training.checkpoint import read_run
 from training.distributed import World

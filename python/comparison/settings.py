@@ -6,8 +6,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from labelled_images.options import DataOptions
 from tasks.classification.option_checks import DEFAULTS, check, resolve
-from tasks.classification.options import DataOptions, Options
+from tasks.classification.options import Options
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError

@@ -8,9 +8,9 @@ import timm
 import torch
 import train
 import validate
+from labelled_images.class_order import describe_orders, sort_classes
+from labelled_images.sources import FolderSource, TarSource
 from PIL import Image
-from tasks.classification.class_order import describe_orders, sort_classes
-from tasks.classification.sources import FolderSource, TarSource
 from test_compare import arguments
 from test_sources import pack
 from training.compute import ImageFormat
@@ -49,10 +49,10 @@ class Brightness(torch.nn.Module):
 @pytest.fixture
 def judge(numbered, tmp_path, monkeypatch):
     """judge(*options): the top-1 accuracy of `Brightness`, whose weights do not name their classes."""
-    monkeypatch.setattr("tasks.classification.saved_network.build_model", lambda *_: Brightness())
+    monkeypatch.setattr("networks.saved_network.build_model", lambda *_: Brightness())
     torch.save(Brightness().state_dict(), tmp_path / "weights.pth")
     # mean 0 and deviation 1: the network sees brightness itself
-    monkeypatch.setattr("tasks.classification.saved_network.make_image_format", lambda *_: FORMAT)
+    monkeypatch.setattr("networks.saved_network.make_image_format", lambda *_: FORMAT)
     command = ["--model", "test_resnet", "--checkpoint", str(tmp_path / "weights.pth"), "--data-path", str(numbered)]
     command += ["--num-workers", "0", "--device", "cpu"]
     return lambda *more: validate.main([*command, *more]).metrics.top1

@@ -3,16 +3,12 @@
 import numpy
 import pytest
 import torch
+from labelled_images.evaluation_transform import evaluation_transform
+from labelled_images.loader import image_loader
+from labelled_images.sources import FolderSource
 from PIL import Image
-from tasks.classification.data import (
-    Augmenter,
-    evaluation_transform,
-    image_loader,
-    training_batches,
-    training_transform,
-)
+from tasks.classification.data import Augmenter, training_batches, training_transform
 from tasks.classification.options import Options
-from tasks.classification.sources import FolderSource
 from training.batches import EvaluationBatches
 from training.compute import ImageFormat, make_compute
 from training.distributed import World
@@ -114,7 +110,7 @@ def test_long_images_are_cropped_before_they_are_resized(monkeypatch, size):
     pixels = numpy.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=numpy.uint8)
     large = ImageFormat(**{**vars(FORMAT), "size": 224})
     cropped = evaluation_transform(large)(Image.fromarray(pixels)).int()
-    monkeypatch.setattr("tasks.classification.data.MAX_PROPORTION", 1000)
+    monkeypatch.setattr("labelled_images.evaluation_transform.MAX_PROPORTION", 1000)
     whole = evaluation_transform(large)(Image.fromarray(pixels)).int()
     assert cropped.shape == (3, 224, 224)
     # 300 · 256 / 7 is no whole number: half a pixel then, where the colors of two neighbors are 37 pixels apart

@@ -10,9 +10,11 @@ import pytest
 import torch
 import train
 import validate
-from tasks.classification.data import ImageDataset, evaluation_transform, image_loader, training_batches
+from labelled_images.evaluation_transform import evaluation_transform
+from labelled_images.loader import ImageDataset, image_loader
+from labelled_images.sources import FolderSource
+from tasks.classification.data import training_batches
 from tasks.classification.options import Options
-from tasks.classification.sources import FolderSource
 from test_data import FORMAT, world
 from test_training import assert_same_run
 from torch.utils.data import get_worker_info
@@ -91,9 +93,10 @@ def batches(images):
     """An iteration by one worker that has begun, and the worker."""
     source = FolderSource(str(images / "train"))
     order = training_batches(source, Options(batch_size=2, repeated_aug=False), world())
+    others = set(multiprocessing.active_children())  # of tests before this one
     iteration = iter(image_loader(source, evaluation_transform(FORMAT), order, 1, world()))
     assert next(iteration)[0].shape == (2, 3, 32, 32)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - others
     yield iteration, worker
     iteration.close()
     worker.kill()

@@ -6,9 +6,8 @@ import re
 import tarfile
 
 import pytest
-from PIL import Image
-from tasks.classification.decoded_cache import keep_decoded
-from tasks.classification.sources import (
+from labelled_images.decoded_cache import keep_decoded
+from labelled_images.sources import (
     DigitsSource,
     FolderSource,
     TarSource,
@@ -16,6 +15,7 @@ from tasks.classification.sources import (
     open_training_sources,
     open_validation_source,
 )
+from PIL import Image
 from tasks.classification.subset import take_fraction
 from training.errors import DataError
 from training.tar_index import index_tar

@@ -4,11 +4,11 @@ import collections
 
 import numpy
 import pytest
+from labelled_images.decoded_cache import MemorySource, keep_decoded
+from labelled_images.sources import DigitsSource, FolderSource
 from tasks.classification.build import build_run
 from tasks.classification.data import training_batches
-from tasks.classification.decoded_cache import MemorySource, keep_decoded
 from tasks.classification.options import Options
-from tasks.classification.sources import DigitsSource, FolderSource
 from tasks.classification.subset import SubsetSource, repeat_images, select_images, take_fraction
 from test_data import world
 from training.errors import DataError

@@ -6,7 +6,7 @@ import re
 import tarfile
 
 import pytest
-from tasks.classification.sources import TarSource
+from labelled_images.sources import TarSource
 from test_sources import pack
 from training.errors import DataError
 from training.tar_index import index_tar

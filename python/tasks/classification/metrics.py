@@ -9,6 +9,9 @@ import time
 
 import torch
 import torch.nn.functional as F
+from labelled_images.evaluation_transform import evaluation_transform
+from labelled_images.loader import image_loader
+from labelled_images.sources import Source
 from torch import nn
 from training.batches import EvaluationBatches
 from training.compute import Compute, ImageFormat
@@ -16,9 +19,6 @@ from training.distributed import World
 from training.evaluation import Evaluation, sum_counts
 from training.interrupt import StopGuard
 from training.progress import Progress
-
-from tasks.classification.data import evaluation_transform, image_loader
-from tasks.classification.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 
-import timm
+from networks.option_checks import check_model_kwargs, check_model_name
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from training.errors import OptionError
 from training.option_checks import check_combinations, check_values, refuse_idle, require_all, resume_options
@@ -40,11 +39,6 @@ DIGITS_RECIPE = dict(
 
 # Beside what any run may change when it is resumed (`training.option_checks`).
 CHANGEABLE_ON_RESUME = {"data_path", "val_path", "eval"}
-FLAGS_OF_MODEL_KWARGS = {
-    "num_classes": "the data", "drop_rate": "--drop", "drop_path_rate": "--drop-path", "img_size": "--input-size",
-}  # fmt: skip
-# Of timm, not of the model: where weights come from, and other kinds of models.
-ARGUMENTS_OF_TIMM = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
 
 
@@ -105,29 +99,6 @@ def _check_policy(options: Options) -> None:
             raise OptionError(
                 f"--aa {options.aa} is not a policy of timm, for example rand-m9-mstd0.5-inc1, augmix-m3-w3, none"
             ) from error
-
-
-def check_model_name(name: str) -> None:
-    """Raises OptionError unless timm knows the model (importing `container_kernels` registers ours)."""
-    if not timm.is_model(name):
-        raise OptionError(f"--model {name} is not known to timm; ours are {', '.join(timm.list_models('container*'))}")
-
-
-def check_model_kwargs(model_kwargs: dict | None) -> None:
-    """Raises OptionError for arguments that have flags of their own, or that timm would leave out."""
-    for name, value in (model_kwargs or {}).items():
-        if name in FLAGS_OF_MODEL_KWARGS:
-            raise OptionError(f"--model-kwargs {name} is not possible: {FLAGS_OF_MODEL_KWARGS[name]} sets it")
-        if name in ARGUMENTS_OF_TIMM:
-            raise OptionError(
-                f"--model-kwargs {name} is not possible: it is an argument of timm, not of the model; "
-                "--initial-checkpoint starts from weights"
-            )
-        if value is None:
-            raise OptionError(
-                f"--model-kwargs {name}=None has no effect: timm takes it as the model's default "
-                "(an entry a stage does: static=(None, None, None, None))"
-            )
 
 
 def mixes(options: Options) -> bool:

@@ -9,29 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from labelled_images.class_order import CLASS_ORDERS
+from labelled_images.options import DataOptions
 from training.options import option
-from training.shared_options import ImageOptions, ModelOptions, TrainingOptions
-
-from tasks.classification.class_order import CLASS_ORDERS
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SavedNetworkOptions(ModelOptions):
-    """Which network a file of weights belongs to; what is left out is taken from the file."""
-
-    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")
-    use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "model")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Where labelled images are."""
-
-    data_path: str | None = option(
-        None, "folder or tar of class folders, or of train and val trees of them (default: the checkpoint's, "
-        "or handwritten digits)", "data",
-    )  # fmt: skip
-    val_path: str | None = option(None, "folder or tar of class folders to validate on", "data")
+from training.shared_options import ImageOptions, TrainingOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy
+from labelled_images.sources import Source
 from PIL import Image
 
 from tasks.classification.options import Options
-from tasks.classification.sources import Source
 
 VALIDATION_SEED = 0
 """Which images a part of the validation set holds does not depend on --seed: all runs are judged on the same."""

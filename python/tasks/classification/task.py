@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 
 import timm.loss
 import torch
+from labelled_images.loader import image_loader
+from labelled_images.sources import Source, enumerate_names
 from torch import nn
 from training.compute import Compute, ImageFormat
 from training.distributed import World
@@ -20,11 +22,10 @@ from training.progress import Progress
 from training.task import Losses, Task
 
 from tasks.classification.curves import draw_curves
-from tasks.classification.data import Augmenter, image_loader, training_batches, training_transform
+from tasks.classification.data import Augmenter, training_batches, training_transform
 from tasks.classification.metrics import evaluate, make_evaluation
 from tasks.classification.option_checks import DIGITS_RECIPE, mixes
 from tasks.classification.options import Options
-from tasks.classification.sources import Source, enumerate_names
 
 
 class Classification(Task):

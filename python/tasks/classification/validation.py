@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from labelled_images.class_order import CLASS_ORDERS, describe_orders
+from labelled_images.options import DataOptions
+from labelled_images.sources import open_validation_source
+from networks.options import SavedNetworkOptions
+from networks.saved_network import find_network
 from timm.utils import reparameterize_model
 from torch import nn
 from training.checkpoint import load_weights
@@ -16,11 +21,7 @@ from training.options import option
 from training.progress import Progress
 from training.shared_options import ComputeOptions, ImageOptions, LoaderOptions
 
-from tasks.classification.class_order import CLASS_ORDERS, describe_orders
 from tasks.classification.metrics import Metrics, evaluate, make_evaluation
-from tasks.classification.options import DataOptions, SavedNetworkOptions
-from tasks.classification.saved_network import find_network
-from tasks.classification.sources import open_validation_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from training.compute import ImageFormat
 from training.errors import OptionError
 from training.option_checks import require_file
 
-from tasks.classification.build import build_model, make_image_format
-from tasks.classification.option_checks import check_model_kwargs, check_model_name
+from networks.build import build_model, make_image_format
+from networks.option_checks import check_model_kwargs, check_model_name
 
 
 @dataclasses.dataclass(frozen=True)

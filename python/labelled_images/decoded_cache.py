@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import numpy
+from labelled_images.sources import Source
 from PIL import Image
 from training.errors import DataError
-
-from tasks.classification.sources import Source
 
 LIMIT = 256 * 2**20
 """Bytes of pixels: CIFAR's 50,000 training images have 147 MiB. Decoding this much takes seconds."""
