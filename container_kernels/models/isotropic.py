@@ -33,6 +33,8 @@ class IsotropicContainer(Network):
 
     Args:
         img_size: size of the input, which a position embedding or a dense affinity fixes (`set_input_size` changes it).
+        dynamic_img_size: images of any size, as timm's vision transformers with this argument: the position embedding
+            is resized in the forward pass to what is no `img_size`.
         patch_size: side of the patches, which do not overlap.
         in_chans: channels of the input.
         num_classes: 0 for pooled features.
@@ -78,6 +80,7 @@ class IsotropicContainer(Network):
         drop_path_rate: float = 0.0,
         norm_layer: type[nn.Module] = LayerNorm2d,
         act_layer: type[nn.Module] = nn.GELU,
+        dynamic_img_size: bool = False,
         device=None,
         dtype=None,
     ) -> None:
@@ -85,6 +88,10 @@ class IsotropicContainer(Network):
         if class_token and static in ("local", "both"):
             raise ValueError(
                 f"class_token: expected False because static={static!r} has a window on the grid, got True"
+            )
+        if dynamic_img_size and static in ("dense", "both"):
+            raise ValueError(
+                f"dynamic_img_size: expected False because static={static!r} is a matrix over one grid, got True"
             )
         # Only what was given: norms of other libraries need not know the arguments.
         factory = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
@@ -96,7 +103,8 @@ class IsotropicContainer(Network):
         self.img_size, self.grid_size = self._fit(img_size)
         self._set_pooling(global_pool)
 
-        fixed_size = self.img_size if pos_embed or static in ("dense", "both") else None
+        has_one_size = (pos_embed or static in ("dense", "both")) and not dynamic_img_size
+        fixed_size = self.img_size if has_one_size else None
         self.patch_embed = PatchEmbed(
             in_chans, embed_dim, self.patch_size, norm=False, fixed_size=fixed_size, **factory
         )
@@ -214,9 +222,15 @@ class IsotropicContainer(Network):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            x = x + self.pos_embed
+            x = x + self._position_embedding(grid_size)
         x = x.transpose(1, 2)
         return x.unflatten(2, grid_size) if self.cls_token is None else x.unsqueeze(-1)
+
+    def _position_embedding(self, grid_size: tuple[int, int]) -> Tensor:
+        """That of an image of `grid_size` patches; only with dynamic_img_size it may be another than the network's."""
+        if self.patch_embed.fixed_size is not None:
+            return self.pos_embed
+        return resample_abs_pos_embed(self.pos_embed, grid_size, self.grid_size, self.num_prefix_tokens)
 
     def forward_intermediates(
         self,

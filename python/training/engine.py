@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from timm.utils import dispatch_clip_grad, distribute_bn
+from timm.utils import distribute_bn
 
 from training.errors import DataError, TrainingError
 from training.interrupt import Interrupted
@@ -33,9 +33,10 @@ def fit(run: Run, report: Report, progress: Progress) -> None:
     try:
         for epoch in range(run.position.epoch, run.options.epochs):
             train_epoch(run, progress)
-            started = time.monotonic()
-            metrics = run.task.evaluate(run.inference, run.guard, progress)
-            ema_metrics = run.task.evaluate(run.ema.module, run.guard, progress) if run.ema else None
+            started, metrics, ema_metrics = time.monotonic(), None, None
+            if (epoch + 1) % run.options.eval_every == 0 or epoch + 1 == run.options.epochs:
+                metrics = run.task.evaluate(run.inference, run.guard, progress)
+                ema_metrics = run.task.evaluate(run.ema.module, run.guard, progress) if run.ema else None
             report.add_epoch(metrics, ema_metrics, time.monotonic() - started)
             run.position = Position(epoch=epoch + 1)
             report.save()
@@ -53,8 +54,12 @@ def train_epoch(run: Run, progress: Progress) -> None:
     with EpochTotals(run) as totals, progress.over(title, run.images_from(position.step)) as meter:
         batches = iter(run.task.loader)
         for step in range(position.step, run.steps):
-            losses = add_gradients(run, take_batches(run, batches, step), step)
-            update_weights(run, position.epoch * run.steps + step)
+            taken = take_batches(run, batches, step)
+            update = position.epoch * run.steps + step
+            run.scheduler.step_update(update)
+            run.task.start_update(run.optimizer, update, options.epochs * run.steps)
+            losses = add_gradients(run, taken, step)
+            update_weights(run)
             position.step = step + 1
             totals.add(losses)
             meter.advance(run.images_from(step) - run.images_from(step + 1), totals.describe)
@@ -85,14 +90,13 @@ def add_gradients(run: Run, batches: list, step: int) -> list[Losses]:
     return losses
 
 
-def update_weights(run: Run, update: int) -> None:
-    """One optimizer step, number `update` of the run, along the gradient that was added up."""
-    run.scheduler.step_update(update)
-    if run.options.clip_grad is not None:
-        run.scaler.unscale_(run.optimizer)
-        dispatch_clip_grad(run.model.parameters(), run.options.clip_grad)
+def update_weights(run: Run) -> None:
+    """One optimizer step along the gradient that was added up."""
+    run.scaler.unscale_(run.optimizer)
+    run.task.adjust_gradients(run.options.clip_grad)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.task.finish_update()
     if run.ema is not None:
         run.ema.update(run.model)
 

@@ -53,7 +53,8 @@ def build_scheduler(options: TrainingOptions, optimizer: torch.optim.Optimizer, 
     milestones = tuple(milestone + 0.5 / steps for milestone in options.decay_milestones or ())
     warmup = options.warmup_epochs if options.warmup_steps is None else options.warmup_steps / steps
     scheduler, _ = create_scheduler_v2(
-        optimizer, options.sched, num_epochs=options.epochs, warmup_epochs=warmup, warmup_lr=options.warmup_lr,
+        optimizer, options.sched, num_epochs=options.epochs - warmup if options.warmup_prefix else options.epochs,
+        warmup_epochs=warmup, warmup_lr=options.warmup_lr, warmup_prefix=options.warmup_prefix,
         min_lr=options.min_lr, decay_epochs=options.decay_epochs, decay_milestones=milestones,
         decay_rate=options.decay_rate, step_on_epochs=False, updates_per_epoch=steps,
     )  # fmt: skip

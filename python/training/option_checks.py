@@ -18,7 +18,7 @@ from training.shared_options import TrainingOptions
 # A resumed run may move to another machine or be prolonged; every other change would make it a different run.
 CHANGEABLE_ON_RESUME = {
     "num_workers", "epochs", "output_dir", "device", "amp_dtype", "channels_last", "compile", "log_seconds",
-    "limit_batches", "resume",
+    "limit_batches", "eval_every", "resume",
 }  # fmt: skip
 # The weights that a run started from are in its checkpoints, and their file may be gone.
 NEVER_INHERITED = {"device", "resume", "output_dir", "initial_checkpoint"}
@@ -64,11 +64,11 @@ def check_values(options: TrainingOptions, explicit: set[str]) -> None:
     Raises:
         OptionError: names the option, what is allowed and what came.
     """
-    counts = ("limit_batches", "epochs", "batch_size", "accumulate_steps")
+    counts = ("limit_batches", "epochs", "batch_size", "accumulate_steps", "eval_every")
     require_all(options, counts, lambda value: value >= 1, "1 or more")
-    parts = ("num_workers", "warmup_epochs", "seed", "weight_decay", "min_lr", "warmup_steps")
+    parts = ("num_workers", "warmup_epochs", "seed", "weight_decay", "min_lr", "warmup_steps", "warmup_lr")
     require_all(options, parts, lambda value: value >= 0, "0 or more")
-    positive = ("lr", "warmup_lr", "opt_eps", "clip_grad", "decay_epochs", "decay_rate", "log_seconds")
+    positive = ("lr", "opt_eps", "clip_grad", "decay_epochs", "decay_rate", "log_seconds")
     require_all(options, positive, lambda value: value > 0, "more than 0")
     require_all(options, ("momentum",), lambda value: 0 <= value < 1, "0 or more and less than 1")
     require_all(options, ("model_ema_decay",), lambda value: 0 < value < 1, "between 0 and 1")
@@ -186,4 +186,5 @@ def _conditions(options: TrainingOptions, world_size: int):
     yield "decay_milestones", options.sched == "multistep", f"with --sched {options.sched}"
     yield "warmup_epochs", options.warmup_steps is None, "together with --warmup-steps, which replaces it"
     yield "warmup_lr", has_warmup(options), "without a warm-up"
+    yield "warmup_prefix", has_warmup(options), "without a warm-up"
     yield "sync_bn", world_size > 1 or not options.sync_bn, "in one process; start with torchrun"

@@ -38,15 +38,15 @@ class Report:
         self.last, self.best = os.path.join(folder, "last.pth"), os.path.join(folder, "best.pth")
         self.summary, self.curves = os.path.join(folder, "summary.csv"), os.path.join(folder, "curves.png")
 
-    def add_epoch(self, metrics: dict[str, float], ema_metrics: dict[str, float] | None, seconds: float) -> None:
-        """Take the finished epoch, evaluated within `seconds`, into the history and print its line."""
+    def add_epoch(self, metrics: dict[str, float] | None, ema_metrics: dict[str, float] | None, seconds: float) -> None:
+        """Take the finished epoch, evaluated within `seconds` (metrics None: not), into the history; print its line."""
         run, position, task = self.run, self.run.position, self.run.task
         sums = {"loss": position.loss_sum, **position.parts}
         row = {
             "epoch": position.epoch + 1,
             "lr": max(group["lr"] for group in run.optimizer.param_groups),
             **{f"train_{name}": sums[name] / position.images for name in ("loss", *task.part_names)},
-            **{f"val_{name}": metrics[name] for name in task.metric_names},
+            **{f"val_{name}": metrics[name] if metrics else None for name in task.metric_names},
             **{f"ema_{name}": ema_metrics[name] if ema_metrics else None for name in task.metric_names},
             "images_per_second": position.images / position.seconds,
             "train_seconds": position.seconds,
@@ -59,16 +59,21 @@ class Report:
     def _line(self, row: dict) -> str:
         epochs, task = self.run.options.epochs, self.run.task
         parts = ", ".join(f"{name} {row[f'train_{name}']:.4f}" for name in task.part_names)
+        measured = f"{task.describe_epoch(row, self._best()[0])}   " if self._is_evaluated(row) else ""
         return (
             f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}   "
-            f"train loss {row['train_loss']:.4f}{f' ({parts})' if parts else ''}   "
-            f"{task.describe_epoch(row, self._best()[0])}   "
+            f"train loss {row['train_loss']:.4f}{f' ({parts})' if parts else ''}   {measured}"
             f"{row['images_per_second']:.0f} images/s   {row['train_seconds'] + row['val_seconds']:.1f} s"
         )
 
+    def _is_evaluated(self, row: dict) -> bool:
+        return all(row[f"val_{name}"] is not None for name in self.run.task.metric_names)
+
     def _scores(self, row: dict) -> tuple[float, float]:
-        """Of the weights, and of their moving average; -inf without one."""
+        """Of the weights, and of their moving average; -inf without one, or for an epoch without evaluation."""
         names, task = self.run.task.metric_names, self.run.task
+        if not self._is_evaluated(row):
+            return -math.inf, -math.inf
         score = task.score({name: row[f"val_{name}"] for name in names})
         if any(row[f"ema_{name}"] is None for name in names):
             return score, -math.inf
@@ -84,7 +89,7 @@ class Report:
         if self.run.world.is_main:
             run, row = self.run, self.run.history[-1]
             save_checkpoint(self.last, capture(run))
-            if self._best()[1] == row["epoch"]:
+            if self._is_evaluated(row) and self._best()[1] == row["epoch"]:
                 score, ema_score = self._scores(row)
                 averaged = ema_score > score
                 weights = run.ema.module if averaged else run.model

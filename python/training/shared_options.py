@@ -114,12 +114,16 @@ class TrainingOptions(LoopOptions, LoaderOptions, ModelOptions):
         None, "steps of the optimizer of linear warm-up, in place of epochs", "optimization"
     )
     warmup_lr: float = option(1e-6, "where the warm-up starts", "optimization")
+    warmup_prefix: bool = option(
+        False, "begin the schedule after the warm-up, in place of under it; --epochs stay as many", "optimization"
+    )
     decay_epochs: float = option(30.0, "step: epochs between two decays", "optimization")
     decay_milestones: tuple[int, ...] | None = option(
         None, "multistep: epochs after which the learning rate decays", "optimization", nargs="+", metavar="EPOCH"
     )
     decay_rate: float = option(0.1, "step, multistep: factor of a decay; poly: its power", "optimization")
 
+    eval_every: int = option(1, "epochs from one evaluation to the next; the last epoch is always evaluated", "run")
     output_dir: str | None = option(None, "where the run is kept (default: a new folder in output/)", "run")
     resume: str | None = option(None, "continue the run of this checkpoint, with its options", "run")
     seed: int = option(0, "the run is a function of this number", "run")

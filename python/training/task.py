@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, Protocol
 
 import torch
+from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from training.errors import CheckpointError
@@ -63,9 +64,21 @@ class Task(abc.ABC):
         all parameters alike, without weight decay for biases, norms and scalars."""
         return None
 
+    def start_update(self, optimizer: torch.optim.Optimizer, update: int, updates: int) -> None:  # noqa: B027
+        """Called before the batches of step `update` (from 0) of the `updates` of the run: whatever follows a schedule
+        is set here, as a function of `update` alone, so that a resumed run goes on alike."""
+
     @abc.abstractmethod
     def step(self, network: nn.Module, batch: Any) -> Losses:
         """The losses of one training batch; `network` is `model`, possibly replicated or compiled."""
+
+    def adjust_gradients(self, clip_grad: float | None) -> None:
+        """Called when the gradient of a step is complete; clips its norm to `clip_grad`, which is --clip-grad."""
+        if clip_grad is not None:
+            dispatch_clip_grad(self.model.parameters(), clip_grad)
+
+    def finish_update(self) -> None:  # noqa: B027
+        """Called after each step of the optimizer."""
 
     @abc.abstractmethod
     def evaluate(self, network: nn.Module, guard: StopGuard, progress: Progress) -> dict[str, float]:
@@ -88,7 +101,8 @@ class Task(abc.ABC):
         return []
 
     def describe_epoch(self, row: Mapping[str, Any], best: float) -> str:
-        """The measurements of an epoch in its line of the log; `row` is that of the report, `best` the best score."""
+        """The measurements of an evaluated epoch in its line of the log; `row` is that of the report, `best` the best
+        score."""
         metrics = "   ".join(f"val {name} {row[f'val_{name}']:.4f}" for name in self.metric_names)
         return f"{metrics}   best score {best:.4f}"
 

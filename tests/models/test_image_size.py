@@ -9,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from tiny_networks import tiny, trained
 
-from container_kernels.models import load_checkpoint
+from container_kernels.models import IsotropicContainer, load_checkpoint
 from container_kernels.models.checkpoint import checkpoint_filter_fn
 from container_kernels.modules import ContextAggregation
 
@@ -229,3 +229,31 @@ def test_as_a_user_would():
     assert model(torch.randn(1, 3, 224, 224))[0].shape == (1, 384, 14, 14)
     layers = [layer for layer in model.modules() if isinstance(layer, ContextAggregation)]
     assert len(layers) == 3 and all(layer.affinity.shape == (6, 197, 197) for layer in layers)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_dynamic_img_size_is_timms(class_token):
+    """Images of other sizes than the network's: the position embedding is resized in the forward pass."""
+    pool = "token" if class_token else "avg"
+    arguments = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0, "global_pool": pool}
+    ours = trained(IsotropicContainer(img_size=32, class_token=class_token, dynamic_img_size=True, **arguments)).eval()
+    theirs = VisionTransformer(
+        img_size=32, class_token=class_token, dynamic_img_size=True, fc_norm=False, **arguments
+    ).eval()
+    ours.load_state_dict(checkpoint_filter_fn(trained(theirs).state_dict(), ours))
+    fixed_size = IsotropicContainer(img_size=32, class_token=class_token, **arguments).eval()
+    fixed_size.load_state_dict(ours.state_dict())
+    for size in ((32, 32), (16, 16), (20, 44), (64, 32)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(x), fixed_size(x))
+    with pytest.raises(ValueError, match="expected 32×32 pixels"):
+        fixed_size(torch.randn(2, 3, 16, 16))
+    ours(torch.randn(1, 3, 16, 16)).sum().backward()
+    assert ours.pos_embed.grad.abs().sum() > 0
+
+
+def test_dynamic_img_size_is_refused_with_a_matrix_over_one_grid():
+    with pytest.raises(ValueError, match="dynamic_img_size: expected False because static='dense'"):
+        tiny("container_pam", img_size=32, dynamic_img_size=True)

@@ -1,6 +1,7 @@
 """Schedules and groups of parameters."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_groups_have_rates_and_decays_of_their_own():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [OPTIONS.weight_decay, 0]
     for slow, fast in rates(dataclasses.replace(OPTIONS, sched="multistep", decay_milestones=(1,)), 2, groups):
         assert slow == pytest.approx(0.1 * fast)
+
+
+def test_a_schedule_begins_after_the_warm_up_as_official_dino_has_it():
+    options = TrainingOptions(
+        epochs=5, lr=1.0, unscale_lr=True, min_lr=0.2, warmup_epochs=2, warmup_lr=0.0, warmup_prefix=True
+    )
+    optimizer = build_optimizer(options, torch.nn.Linear(2, 2), 1)
+    scheduler, found = build_scheduler(options, optimizer, steps=4), []
+    for update in range(20):
+        scheduler.step_update(update)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found[:9] == pytest.approx([i / 8 for i in range(8)] + [1.0])
+    assert found[8:] == pytest.approx([0.6 + 0.4 * math.cos(math.pi * i / 12) for i in range(12)])
 
 
 def test_the_batch_that_a_rate_is_for():

@@ -139,3 +139,38 @@ def test_losses_have_the_names_that_were_announced(monkeypatch):
     monkeypatch.setattr(run.task, "step", lambda *arguments: Losses(step(*arguments).total, {"direction": 0}))
     with pytest.raises(ValueError, match=r"step: expected the losses \('direction', 'length'\).* got \('direction',\)"):
         train_epoch(run, Progress(shown=False))
+
+
+def test_an_evaluation_every_few_epochs_and_at_the_end(tmp_path):
+    run = main(angle_run(tmp_path, "--epochs", "5", "--eval-every", "2"))
+    evaluated = [row["val_degrees"] is not None for row in run.history]
+    assert evaluated == [False, True, False, True, True]
+    assert [row["ema_degrees"] is not None for row in run.history] == evaluated
+    best = min((min(row["val_degrees"], row["ema_degrees"]), row["epoch"]) for row in run.history if row["val_degrees"])
+    content = torch.load(tmp_path / "best.pth", weights_only=True)
+    assert content["history"][-1]["epoch"] == best[1]
+    with open(tmp_path / "summary.csv") as file:
+        assert [bool(row["val_degrees"]) for row in csv.DictReader(file)] == evaluated
+
+
+def test_a_task_is_told_of_every_step(tmp_path, monkeypatch):
+    calls = []
+
+    def start(self, optimizer, update, updates):
+        calls.append((update, updates))
+        assert optimizer.param_groups[0]["lr"] > 0
+
+    def adjust(self, clip_grad):
+        calls.append(clip_grad)
+        assert all(parameter.grad is not None for parameter in self.model.parameters())
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+    monkeypatch.setattr(AngleTask, "start_update", start)
+    monkeypatch.setattr(AngleTask, "adjust_gradients", adjust)
+    monkeypatch.setattr(AngleTask, "finish_update", lambda self: calls.append("done"))
+    run = main(angle_run(tmp_path, "--epochs", "2", "--clip-grad", "0.5"))
+    assert calls == [call for update in range(6) for call in ((update, 6), 0.5, "done")]
+    fresh = build_run(run.options, world(), StopGuard(world()), str(tmp_path / "fresh"))
+    for parameter, other in zip(run.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(parameter, other)  # nothing was learned without a gradient

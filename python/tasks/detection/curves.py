@@ -30,10 +30,11 @@ def draw_curves(file: BinaryIO, history: list[dict], parts: Sequence[str], title
         values = [row[f"train_{name}"] for row in history]
         losses.plot(epochs, values, label="all" if name == "loss" else name, marker="o", markersize=3, **style)
     for name, (label, colour) in PRECISIONS.items():
-        if history and f"val_{name}" in history[0]:
-            values = [row[f"val_{name}"] for row in history]
+        points = [(row["epoch"], row[f"val_{name}"]) for row in history if row.get(f"val_{name}") is not None]
+        if points:
+            evaluated, values = zip(*points, strict=True)
             label = f"{label}, best {max(values):.3f}"
-            precisions.plot(epochs, values, label=label, color=colour, marker="o", markersize=3, linewidth=1.5)
+            precisions.plot(evaluated, values, label=label, color=colour, marker="o", markersize=3, linewidth=1.5)
     precisions.set_ylim(0, 1)
     for axes, label in ((losses, "training loss"), (precisions, "average precision")):
         axes.set_xlabel("epoch")
