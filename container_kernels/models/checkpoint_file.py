@@ -64,12 +64,16 @@ def read_checkpoint_file(path: str | Path) -> Any:
         raise CheckpointFileError(_describe_refusal(error)) from None
 
 
-def state_dict_of(content: Any, *, use_ema: bool) -> dict[str, Tensor]:
+def state_dict_of(content: Any, *, use_ema: bool, branch: str = "teacher") -> dict[str, Tensor]:
     """The weights in a checkpoint's content, where `timm.models.load_state_dict` finds them, under timm's names.
+
+    Of self-supervised training, the official DINO's or `dino.py`'s, the backbone of `branch`, "teacher" or "student".
 
     Raises:
         CheckpointFileError: the content has no names.
     """
+    if isinstance(content, dict) and (backbone := _backbone_of(content, branch)) is not None:
+        return backbone
     if isinstance(content, dict):
         averaged = ("state_dict_ema", "model_ema") if use_ema else ()
         keys = [*(key for key in averaged if content.get(key) is not None), "state_dict", "model"]
@@ -77,6 +81,20 @@ def state_dict_of(content: Any, *, use_ema: bool) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise CheckpointFileError(f"expected weights by name, it holds {type(content).__name__} without names")
     return clean_state_dict(content)
+
+
+def _backbone_of(content: dict, branch: str) -> dict[str, Tensor] | None:
+    """The backbone's weights of a branch; None for a file that has no teacher and student."""
+    model = content.get("model", content)
+    if all(isinstance(content.get(name), dict) for name in ("teacher", "student")):
+        weights = clean_state_dict(content[branch])
+    elif isinstance(model, dict) and {"teacher", "student"} <= {str(name).partition(".")[0] for name in model}:
+        start = f"{branch}."
+        weights = {name[len(start) :]: tensor for name, tensor in model.items() if name.startswith(start)}
+    else:
+        return None
+    start = "backbone."
+    return {name[len(start) :]: tensor for name, tensor in weights.items() if name.startswith(start)}
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Tensor]:

@@ -113,14 +113,17 @@ def _read(path: str) -> Any:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_classes: bool = False) -> None:
+def load_weights(
+    model: nn.Module, path: str, *, use_ema: bool = False, new_classes: bool = False, branch: str = "teacher"
+) -> None:
     """Load the weights of a checkpoint of this trainer, of a released one, or of a bare state dict into `model`.
 
     Args:
         model: the module to fill.
         path: the file, `torch.save` or safetensors.
         use_ema: take the moving average, which `last.pth` keeps beside the weights.
-        new_classes: leave the classifier as it is where its shape differs (fine-tuning).
+        new_classes: leave the classifier as it is where its shape differs, or where there is none (fine-tuning).
+        branch: "teacher" or "student", of a file that has both.
 
     Raises:
         CheckpointError: the file cannot be read, has no moving average, or belongs to another model.
@@ -129,7 +132,7 @@ def load_weights(model: nn.Module, path: str, *, use_ema: bool = False, new_clas
     if _is_ours(content) and use_ema and content.get("model_ema") is None:
         raise CheckpointError(f"{path} keeps no moving average of the weights")
     try:
-        weights = state_dict_of(content, use_ema=use_ema)
+        weights = state_dict_of(content, use_ema=use_ema, branch=branch)
         if isinstance(model, Network):
             weights = checkpoint_filter_fn(weights, model)
         if new_classes:
@@ -146,6 +149,6 @@ def _keep_classifier(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict
     replaced = {
         key: own[key]
         for key in (f"{name}.{part}" for name in names for part in ("weight", "bias"))
-        if key in weights and key in own and weights[key].shape != own[key].shape
+        if key in own and (key not in weights or weights[key].shape != own[key].shape)
     }
     return {**weights, **replaced}

@@ -46,6 +46,12 @@ class World:
             dist.all_reduce(values, group=self.control)
         return values
 
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values`, on their device and in their dtype, over the ranks; in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
     def gather(self, value: object) -> list:
         """What every rank has, a value that can be pickled each, in the order of ranks and on all of them."""
         if self.control is None:

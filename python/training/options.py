@@ -77,7 +77,10 @@ def parse_explicit(argv: list[str], description: str, cls: type) -> dict:
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         _add_flag(groups[name], field, hints[field.name])
-    namespace, unknown = parser.parse_known_args([_normalize(argument) for argument in argv])
+    aliases = {flag(name): flag(field) for name, field in getattr(cls, "FLAG_ALIASES", {}).items()}
+    switches = {flag(field.name) for field in dataclasses.fields(cls) if hints[field.name] is bool}
+    words = _join_truth_values([_normalize(argument, aliases) for argument in argv], switches)
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise OptionError(f"unknown option {unknown[0]}{_suggest(unknown[0], cls)} (--help lists the options)")
     explicit = vars(namespace)
@@ -112,12 +115,33 @@ def _suggest(unknown: str, cls: type) -> str:
     return f"; did you mean {similar[0]}?" if similar else ""
 
 
-def _normalize(argument: str) -> str:
-    """DeiT spells some flags with underscores (--output_dir); both spellings mean the same."""
+def _normalize(argument: str, aliases: Mapping[str, str]) -> str:
+    """DeiT and DINO spell flags with underscores (--output_dir); both spellings, and aliases, mean the same."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    name = name.replace("_", "-")
+    return aliases.get(name, name) + equals + value
+
+
+def _join_truth_values(argv: list[str], switches: set[str]) -> list[str]:
+    """`--norm-last-layer false`, as DINO spells it, is --no-norm-last-layer."""
+    joined: list[str] = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if equals and name in switches:
+            joined += [name, value]
+        else:
+            joined.append(word)
+    merged: list[str] = []
+    for word in joined:
+        truth = TRUTH_VALUES.get(word.lower())
+        if truth is not None and merged and merged[-1] in switches:
+            name = merged.pop()
+            merged.append(name if truth else flag("no_" + name.removeprefix("--")))
+        else:
+            merged.append(word)
+    return merged
 
 
 def _is_positional(field: dataclasses.Field) -> bool:

@@ -36,7 +36,7 @@ def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[S
         drop_rate=options.drop, drop_path_rate=options.drop_path,
     )  # fmt: skip
     if options.initial_checkpoint:
-        load_weights(model, options.initial_checkpoint, new_classes=True)
+        load_weights(model, options.initial_checkpoint, new_classes=True, branch=options.checkpoint_key)
     if options.grad_checkpointing:
         checkpoint_gradients(model)
     model.to(device=compute.device, memory_format=compute.memory_format)
