@@ -63,6 +63,10 @@ class Task(abc.ABC):
         all parameters alike, without weight decay for biases, norms and scalars."""
         return None
 
+    def compiled(self, network: nn.Module) -> nn.Module:
+        """`network`, which is `model` or a replica of it, as --compile has it called."""
+        return torch.compile(network)
+
     @abc.abstractmethod
     def step(self, network: nn.Module, batch: Any) -> Losses:
         """The losses of one training batch; `network` is `model`, possibly replicated or compiled."""
