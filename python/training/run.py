@@ -86,11 +86,11 @@ def make_run(
         )
     model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model) if options.sync_bn else task.model
     ema = ModelEmaV3(model, decay=options.model_ema_decay) if options.model_ema else None
-    inference = torch.compile(model) if options.compile else model
+    inference = task.compiled(model) if options.compile else model
     network = inference
     if world.size > 1:
         network = DistributedDataParallel(model)
-        network = torch.compile(network) if options.compile else network
+        network = task.compiled(network) if options.compile else network
     optimizer = build_optimizer(options, model, world.size, task.parameter_groups())
     steps = -(-task.batches.per_epoch // options.accumulate_steps)
     return Run(

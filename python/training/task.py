@@ -68,6 +68,10 @@ class Task(abc.ABC):
         """Called before the batches of step `update` (from 0) of the `updates` of the run: whatever follows a schedule
         is set here, as a function of `update` alone, so that a resumed run goes on alike."""
 
+    def compiled(self, network: nn.Module) -> nn.Module:
+        """`network`, which is `model` or a replica of it, as --compile has it called."""
+        return torch.compile(network)
+
     @abc.abstractmethod
     def step(self, network: nn.Module, batch: Any) -> Losses:
         """The losses of one training batch; `network` is `model`, possibly replicated or compiled."""

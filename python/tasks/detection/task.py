@@ -68,6 +68,14 @@ class Detection(Task):
         )  # fmt: skip
         self.judgement: Judgement | None = None  # the last one
 
+    def compiled(self, network: nn.Module) -> nn.Module:
+        """See `Task.compiled`: the backbone alone, where it is; the rest asks the data how many objects there are."""
+        # Maps of our networks are views, whose strides Inductor cannot order when sizes are symbols (PyTorch 2.14).
+        wanted = {"strict_output_strides": True}
+        known = torch._inductor.list_options()
+        body_of(network).compile(options={name: value for name, value in wanted.items() if name in known})
+        return network
+
     def step(self, network: nn.Module, batch: Batch) -> Losses:
         """See `Task.step`."""
         images, targets = batch.to(self.compute.device)
