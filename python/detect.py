@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Train a detector on a backbone of ours, or on any other network of timm, and judge it by COCO's numbers.
 
-python python/detect.py                                             handwritten digits in scenes, two minutes on a CPU
+python python/detect.py                                             handwritten digits in scenes, minutes on a CPU
 python python/detect.py --data-path COCO --backbone-checkpoint PTH  the recipe of PVT: 12 epochs
 python python/detect.py --detector deformable-detr --data-path …    also mask-rcnn, faster-rcnn, detr, smca-detr, …
 torchrun --nproc-per-node 8 python/detect.py --data-path …          one process per GPU

@@ -4,8 +4,9 @@
 python python/export_detector.py RUN/best.pth                          RUN/best.onnx, for the size it was validated at
 python python/export_detector.py RUN/best.pth --image-size 800 1216    height and width
 
-The file takes `image`, uint8 (3, height, width), RGB, and gives `boxes` (N, 4) in its pixels, `labels`, `scores` and,
-of Mask R-CNN, `masks` (N, height, width), probabilities. The names of the labels are in its metadata.
+The file takes `image`, uint8 (3, height, width), RGB, and gives `boxes` (N, 4) in its pixels, `labels` from 0, `scores`
+and, of Mask R-CNN, `masks` (N, height, width), probabilities. The names of the labels are in its metadata.
+It does not resize: give the size that images had in training, not that of the photos, and resize these before.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def draw_detection(
     boxes[:, 2:] = torch.maximum(boxes[:, 2:] - 1, boxes[:, :2])  # the last pixel is inside
     labels_shown = [caption for caption, shown in zip(captions, chosen.tolist(), strict=True) if shown]
     width = max(1, round(max(size) / 400))
-    text = {"label_colors": "black", "label_background_colors": colours}
+    text = {"label_colors": "black", "label_background_colors": colours, "fill_labels": True}
     return _as_image(draw_bounding_boxes(canvas, boxes, labels_shown, colours, width=width, **text))
 
 

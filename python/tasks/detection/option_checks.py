@@ -32,6 +32,8 @@ def resolve(explicit: dict, saved: dict | None = None) -> DetectionOptions:
         return DetectionOptions(**resume_options(DetectionOptions, explicit, saved, CHANGEABLE_ON_RESUME))
     detector = explicit.get("detector", DEFAULT_DETECTOR)
     values = recipe_values(explicit.get("recipe"), detector, "data_path" in explicit)
+    if "model" in explicit:  # the recipe's arguments are of its own backbone
+        values.pop("model_kwargs", None)
     return DetectionOptions(**{**values, **_decays_in_proportion(values, explicit), **explicit})
 
 

@@ -40,7 +40,8 @@ def open_source(
     if found is None:
         wanted = "train" if train else "val"
         raise DataError(
-            f"{flag} {path}: expected annotations/*{wanted}*.json (COCO) or {ANNOTATIONS}/*.xml (Pascal VOC)"
+            f"{flag} {path}: expected annotations/*{wanted}*.json or {wanted}*/_annotations.coco.json (COCO), "
+            f"or {ANNOTATIONS}/*.xml (Pascal VOC)"
         )
     source = CocoSource(files, *found, check_only)
     if categories is not None and source.categories != categories:

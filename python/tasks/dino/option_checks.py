@@ -53,7 +53,7 @@ def resolve(explicit: dict, saved: dict | None = None) -> DinoOptions:
     if saved is not None:
         return DinoOptions(**resume_options(DinoOptions, explicit, saved, CHANGEABLE_ON_RESUME))
     recipe = {} if "data_path" in explicit else DIGITS_RECIPE
-    if explicit.get("model", recipe.get("model")) != recipe.get("model"):  # then its arguments are not another's
+    if "model" in explicit:  # the recipe's arguments are of its own network
         recipe = {name: value for name, value in recipe.items() if name != "model_kwargs"}
     return DinoOptions(**{**recipe, **explicit})
 

@@ -229,3 +229,10 @@ def test_other_checkpoints_are_refused(finished, tmp_path):
     write_coco(data, content(), part="val")
     with pytest.raises(DataError, match=r"has other categories than .*last\.pth was trained on"):
         detect.main(["--eval", str(finished[1] / "last.pth"), "--data-path", str(data), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("more", [{}, {"data_path": "x", "recipe": "small"}])
+def test_the_recipes_arguments_are_of_its_own_backbone(more):
+    assert resolve(more).model_kwargs
+    assert resolve({**more, "model": "resnet18"}).model_kwargs is None
+    assert resolve({**more, "model": "resnet18", "model_kwargs": {"a": 1}}).model_kwargs == {"a": 1}
