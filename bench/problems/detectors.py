@@ -17,9 +17,10 @@ from bench.problems.released_network import ReleasedNetwork
 from container_kernels.models.key_mapping import translated
 
 sys.path.append(str(Path(__file__).parents[2] / "python"))  # programs are run from there, and not installed
+from timm.utils import reparameterize_model
+
 from tasks.detection.detectors import build_detector, preset
 from tasks.detection.detectors.backbone import Features
-from timm.utils import reparameterize_model
 
 DETECTORS = ("retinanet", "mask-rcnn", "deformable-detr")
 CLASSES = 80

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 
 from torch import nn
+
 from training.checkpoint import load_weights
 from training.errors import CheckpointError, OptionError
 

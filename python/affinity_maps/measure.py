@@ -9,7 +9,6 @@ import math
 import numpy
 import torch
 from torch import nn
-from training.errors import DataError, OptionError
 
 from affinity_maps.selection import Query, choose_layers
 from container_kernels import ContextAggregation
@@ -22,6 +21,7 @@ from container_kernels.analysis import (
     uniform_distance,
     why_no_affinity,
 )
+from training.errors import DataError, OptionError
 
 
 @dataclasses.dataclass(frozen=True)

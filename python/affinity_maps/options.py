@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from affinity_maps.selection import DEFAULT_QUERIES
 from networks.options import SavedNetworkOptions
 from training.options import option, positional
 from training.shared_options import DeviceOptions, ImageOptions
-
-from affinity_maps.selection import DEFAULT_QUERIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

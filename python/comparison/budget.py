@@ -8,6 +8,8 @@ import math
 import tempfile
 import time
 
+from comparison.plan import Trial, share_of_images
+from comparison.settings import Settings
 from labelled_images.sources import Source
 from tasks.classification.build import build_run
 from tasks.classification.options import Options
@@ -17,9 +19,6 @@ from training.errors import OptionError
 from training.interrupt import StopGuard
 from training.progress import Progress
 from training.report import Report
-
-from comparison.plan import Trial, share_of_images
-from comparison.settings import Settings
 
 STEPS = 20
 SAFETY = 0.92

@@ -6,10 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from networks.build import build_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.contenders import Contender
+from networks.build import build_model
 
 
 @dataclasses.dataclass(frozen=True)

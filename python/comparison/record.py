@@ -10,13 +10,13 @@ import platform
 
 import timm
 import torch
-from training.checkpoint import atomic_write
-from training.errors import CheckpointError, OptionError
-from training.options import flag
 
 import container_kernels
 from comparison.plan import Trial
 from comparison.results import summarize
+from training.checkpoint import atomic_write
+from training.errors import CheckpointError, OptionError
+from training.options import flag
 
 FORMAT = "container_kernels.comparison/2"
 # Everything else may change from one part of a comparison to the next: more networks and seeds, other machines.

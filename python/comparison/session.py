@@ -7,6 +7,12 @@ import dataclasses
 import os
 import time
 
+from comparison.budget import choose_epochs, measure_speed
+from comparison.contenders import CONTENDERS
+from comparison.cost import count_cost
+from comparison.plan import Trial, plan_trials, share_of_images
+from comparison.record import Record, as_json, describe_conditions
+from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options, with_younger_options
 from labelled_images.sources import Source, digest_images
 from tasks.classification.build import build_run
 from tasks.classification.options import Options
@@ -22,13 +28,6 @@ from training.report import Report
 from training.run import Run
 from training.run_folder import make_folder
 from training.run_state import restore
-
-from comparison.budget import choose_epochs, measure_speed
-from comparison.contenders import CONTENDERS
-from comparison.cost import count_cost
-from comparison.plan import Trial, plan_trials, share_of_images
-from comparison.record import Record, as_json, describe_conditions
-from comparison.settings import RECIPE, Settings, describe_recipe, same_run, training_options, with_younger_options
 
 
 class Session:

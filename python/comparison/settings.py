@@ -6,17 +6,17 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from comparison.contenders import CONTENDERS, CORE, Contender
 from labelled_images.options import DataOptions
 from tasks.classification.option_checks import DEFAULTS, check, resolve
 from tasks.classification.options import Options
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from training.compute import default_dtype
 from training.errors import OptionError
 from training.option_checks import check_compute, device_type
 from training.options import flag, option
 from training.shared_options import LoopOptions
-
-from comparison.contenders import CONTENDERS, CORE, Contender
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import numpy
-from labelled_images.sources import Source
 from PIL import Image
+
+from labelled_images.sources import Source
 from training.errors import DataError
 
 LIMIT = 256 * 2**20

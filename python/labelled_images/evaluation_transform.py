@@ -7,6 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torchvision import transforms
+
 from training.compute import ImageFormat
 
 SMALL_INPUT = 64

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
+from labelled_images.sources import Source
 from training.batches import Key, make_loader
 from training.distributed import World
 from training.errors import DataError
 from training.loading import Loader
 from training.randomness import derive_seed, seed_host
-
-from labelled_images.sources import Source
 
 
 class ImageDataset(torch.utils.data.Dataset):

@@ -16,9 +16,10 @@ import tarfile
 from typing import Protocol
 
 import numpy
+from PIL import Image
+
 from labelled_images.class_order import sort_classes
 from labelled_images.folder_walk import FolderWalk, refuse_broken_link
-from PIL import Image
 from training.errors import DataError
 from training.image_decoding import decode_image, is_image_name
 from training.tar_index import Member, index_tar, is_hidden

@@ -7,10 +7,10 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from torch import nn
-from training.compute import ImageFormat
-from training.errors import OptionError
 
 import container_kernels  # noqa: F401  registers our models with timm
+from training.compute import ImageFormat
+from training.errors import OptionError
 
 
 def build_model(

@@ -6,9 +6,9 @@ from __future__ import annotations
 import inspect
 
 import timm
-from training.errors import OptionError
 
 import container_kernels  # noqa: F401  registers our models with timm
+from training.errors import OptionError
 
 FLAGS_OF_MODEL_KWARGS = {
     "num_classes": "the data", "drop_rate": "--drop", "drop_path_rate": "--drop-path", "img_size": "--input-size",

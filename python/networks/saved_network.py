@@ -6,13 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 from torch import nn
+
+from networks.build import build_model, make_image_format
+from networks.option_checks import check_model_kwargs, check_model_name
 from training.checkpoint import peek_checkpoint
 from training.compute import ImageFormat
 from training.errors import OptionError
 from training.option_checks import require_file
-
-from networks.build import build_model, make_image_format
-from networks.option_checks import check_model_kwargs, check_model_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from angles import AngleOptions, angle_run, build_run, main
+
 from training.distributed import join_world, leave_world
 from training.engine import add_gradients, take_batches
 from training.interrupt import StopGuard

@@ -12,6 +12,7 @@ import pytest
 import torch
 from angles import AngleOptions, angle_run, build_run, main, make_loader
 from test_data import world
+
 from training.engine import add_gradients, take_batches
 from training.errors import DataError, OptionError
 from training.interrupt import StopGuard

@@ -2,22 +2,22 @@
 
 import json
 
-import affinity
 import numpy
 import pytest
 import timm
 import torch
-from affinity_maps.figure import COLORS, instead_of_map
-from affinity_maps.measure import measure
-from affinity_maps.selection import Query, choose_layers, parse_queries
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
-from training.errors import CheckpointError, DataError, OptionError
 
+import affinity
+from affinity_maps.figure import COLORS, instead_of_map
+from affinity_maps.measure import measure
+from affinity_maps.selection import Query, choose_layers, parse_queries
 from container_kernels import ContainerBlock
 from container_kernels.analysis import LayerAffinities, aggregation_layers, layer_inputs, mean_distances
 from container_kernels.models import Container, IsotropicContainer
+from training.errors import CheckpointError, DataError, OptionError
 
 NAMES = ["stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1", "stages.3.blocks.0"]
 

@@ -2,20 +2,21 @@
 
 import json
 
-import compare
 import pytest
 import timm
 import torch
+from PIL import Image
+from test_compare import arguments
+from test_sources import pack
+from trial_runs import small_run
+
+import compare
 import train
 import validate
 from labelled_images.class_order import describe_orders, sort_classes
 from labelled_images.sources import FolderSource, TarSource
-from PIL import Image
-from test_compare import arguments
-from test_sources import pack
 from training.compute import ImageFormat
 from training.errors import DataError, OptionError
-from trial_runs import small_run
 
 FORMAT = ImageFormat(size=32, crop_pct=1.0, interpolation="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3)
 NAMES = [str(number) for number in range(12)]

@@ -5,9 +5,11 @@ import json
 import os
 import statistics
 
-import compare
 import pytest
 import torch
+from PIL import Image
+
+import compare
 import validate
 from comparison.budget import SAFETY, Speed, choose_epochs
 from comparison.contenders import CONTENDERS, CORE
@@ -15,7 +17,6 @@ from comparison.cost import count_cost
 from comparison.plan import Trial, plan_trials
 from comparison.record import FORMAT
 from comparison.settings import Settings, complete, training_options
-from PIL import Image
 from training.errors import CheckpointError, OptionError
 from training.interrupt import Interrupted
 from training.options import flag, parse_explicit

@@ -5,15 +5,16 @@ import json
 import shutil
 import types
 
-import compare
 import pytest
+from test_data import world
+
+import compare
 from comparison import settings as comparison_settings
 from comparison.budget import measure_speed
 from comparison.contenders import CONTENDERS
 from comparison.record import FIXED
 from comparison.settings import OF_THE_MACHINE, complete, same_run, training_options
 from tasks.classification.options import Options
-from test_data import world
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 
 

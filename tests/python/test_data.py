@@ -3,17 +3,18 @@
 import numpy
 import pytest
 import torch
+from PIL import Image
+from trial_runs import CLASSES
+
 from labelled_images.evaluation_transform import evaluation_transform
 from labelled_images.loader import image_loader
 from labelled_images.sources import FolderSource
-from PIL import Image
 from tasks.classification.data import Augmenter, training_batches, training_transform
 from tasks.classification.options import Options
 from training.batches import EvaluationBatches
 from training.compute import ImageFormat, make_compute
 from training.distributed import World
 from training.errors import DataError
-from trial_runs import CLASSES
 
 FORMAT = ImageFormat(size=32, crop_pct=0.875, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 

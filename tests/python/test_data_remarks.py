@@ -2,15 +2,16 @@
 
 import json
 
-import compare
 import pytest
 import timm
 import torch
+from test_compare import arguments
+from trial_runs import small_run
+
+import compare
 import train
 import validate
-from test_compare import arguments
 from training.interrupt import Interrupted
-from trial_runs import small_run
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+
 from labelled_images.sources import FolderSource, digest_images, open_training_sources, open_validation_source
 from training.errors import DataError
 

@@ -6,6 +6,7 @@ import warnings
 import numpy
 import pytest
 from PIL import Image
+
 from training.errors import DataError
 from training.image_decoding import decode_image, is_image_name
 

@@ -8,6 +8,11 @@ import time
 
 import pytest
 import torch
+from test_data import FORMAT, world
+from test_training import assert_same_run
+from torch.utils.data import get_worker_info
+from trial_runs import small_run
+
 import train
 import validate
 from labelled_images.evaluation_transform import evaluation_transform
@@ -15,13 +20,9 @@ from labelled_images.loader import ImageDataset, image_loader
 from labelled_images.sources import FolderSource
 from tasks.classification.data import training_batches
 from tasks.classification.options import Options
-from test_data import FORMAT, world
-from test_training import assert_same_run
-from torch.utils.data import get_worker_info
 from training.errors import DataError, LostWorkerError
 from training.interrupt import Interrupted, StopGuard
 from training.loading import Loader
-from trial_runs import small_run
 
 MEMORY = r"a process that loads data has ended: .*Most likely the machine ran out of memory; fewer --num-workers"
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trial_runs import small_run
+
 import train
 import validate
 from comparison.settings import same_run
 from tasks.classification.option_checks import resolve
-from trial_runs import small_run
 
 OLD = Path(__file__).with_name("old_run")
 NETWORK = ("patch_size=8", "embed_dim=8", "depth=1", "num_heads=1", "mlp_ratio=1")

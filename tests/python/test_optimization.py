@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from training.optimization import build_optimizer, build_scheduler, peak_lr
 from training.shared_options import TrainingOptions
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from trial_runs import small_run
+
 import train
 from affinity_maps.options import AffinityOptions
 from comparison.settings import Settings
@@ -17,7 +19,6 @@ from training.errors import CheckpointError, DataError, OptionError
 from training.option_checks import check_compute
 from training.options import flag, parse_explicit
 from training.program import run_program
-from trial_runs import small_run
 
 
 def options_of(line: str, saved: dict | None = None) -> Options:

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from training.checkpoint import atomic_write, load_weights, peek_checkpoint, read_run, save_checkpoint
 from training.errors import CheckpointError
 

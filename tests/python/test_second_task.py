@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from angles import AngleOptions, AngleTask, angle_run, build_run, main
 from test_data import world
+from trial_runs import small_run
+
+import train
 from training.engine import train_epoch
 from training.errors import CheckpointError
 from training.interrupt import Interrupted, StopGuard
 from training.progress import Progress
 from training.report import columns
 from training.task import Losses
-from trial_runs import small_run
 
 KILLED = """
 import os, signal, sys

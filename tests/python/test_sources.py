@@ -6,6 +6,9 @@ import re
 import tarfile
 
 import pytest
+from PIL import Image
+from trial_runs import CLASSES
+
 from labelled_images.decoded_cache import keep_decoded
 from labelled_images.sources import (
     DigitsSource,
@@ -15,11 +18,9 @@ from labelled_images.sources import (
     open_training_sources,
     open_validation_source,
 )
-from PIL import Image
 from tasks.classification.subset import take_fraction
 from training.errors import DataError
 from training.tar_index import index_tar
-from trial_runs import CLASSES
 
 
 def pack(path, folder, prefix=""):

@@ -4,13 +4,14 @@ import collections
 
 import numpy
 import pytest
+from test_data import world
+
 from labelled_images.decoded_cache import MemorySource, keep_decoded
 from labelled_images.sources import DigitsSource, FolderSource
 from tasks.classification.build import build_run
 from tasks.classification.data import training_batches
 from tasks.classification.options import Options
 from tasks.classification.subset import SubsetSource, repeat_images, select_images, take_fraction
-from test_data import world
 from training.errors import DataError
 from training.interrupt import StopGuard
 

@@ -6,8 +6,9 @@ import re
 import tarfile
 
 import pytest
-from labelled_images.sources import TarSource
 from test_sources import pack
+
+from labelled_images.sources import TarSource
 from training.errors import DataError
 from training.tar_index import index_tar
 

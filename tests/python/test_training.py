@@ -12,13 +12,14 @@ import time
 import pytest
 import timm
 import torch
+from PIL import Image
+from trial_runs import PROGRAMS, small_run
+
 import train
 import validate
-from PIL import Image
 from tasks.classification import validation
 from training.errors import CheckpointError, DataError, OptionError, TrainingError
 from training.interrupt import Interrupted, StopGuard
-from trial_runs import PROGRAMS, small_run
 
 
 @pytest.fixture(scope="module")

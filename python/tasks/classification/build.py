@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
+import container_kernels  # noqa: F401  registers our models with timm
 from labelled_images.decoded_cache import keep_decoded
 from labelled_images.sources import Source
 from networks.build import build_model, checkpoint_gradients, make_image_format
+from tasks.classification.options import Options
+from tasks.classification.subset import repeat_images, select_images
+from tasks.classification.task import Classification
 from training.checkpoint import load_weights
 from training.compute import make_compute
 from training.distributed import World
 from training.interrupt import StopGuard
 from training.randomness import seed_everything
 from training.run import Run, make_run
-
-import container_kernels  # noqa: F401  registers our models with timm
-from tasks.classification.options import Options
-from tasks.classification.subset import repeat_images, select_images
-from tasks.classification.task import Classification
 
 
 def build_run(options: Options, world: World, guard: StopGuard, sources: tuple[Source, Source], output_dir: str) -> Run:

@@ -8,18 +8,18 @@ on the device.
 from __future__ import annotations
 
 import torch
-from labelled_images.evaluation_transform import SMALL_INPUT
-from labelled_images.sources import Source
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torchvision import transforms
+
+from labelled_images.evaluation_transform import SMALL_INPUT
+from labelled_images.sources import Source
+from tasks.classification.option_checks import mixes, uses_policy
+from tasks.classification.options import Options
 from training.batches import TrainingBatches
 from training.compute import ImageFormat
 from training.distributed import World
-
-from tasks.classification.option_checks import mixes, uses_policy
-from tasks.classification.options import Options
 
 
 def training_transform(options: Options, image_format: ImageFormat):

@@ -6,11 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from training.optimization import ends_at_min_lr, has_warmup, peak_lr
-from training.options import flag
-
 from tasks.classification.option_checks import mixes
 from tasks.classification.options import Options
+from training.optimization import ends_at_min_lr, has_warmup, peak_lr
+from training.options import flag
 
 PART_OF_PEAK = 1 / 100
 """Where the learning rate starts and ends if the defaults are above its peak: DeiT's ends so on its 8 × 128 images."""

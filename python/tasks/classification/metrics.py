@@ -9,10 +9,11 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from labelled_images.evaluation_transform import evaluation_transform
 from labelled_images.loader import image_loader
 from labelled_images.sources import Source
-from torch import nn
 from training.batches import EvaluationBatches
 from training.compute import Compute, ImageFormat
 from training.distributed import World

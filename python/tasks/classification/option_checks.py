@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from networks.option_checks import check_model_kwargs, check_model_name
 from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-from training.errors import OptionError
-from training.option_checks import check_combinations, check_values, refuse_idle, require_all, resume_options
 
 import container_kernels  # noqa: F401  registers our models with timm
+from networks.option_checks import check_model_kwargs, check_model_name
 from tasks.classification.options import Options
+from training.errors import OptionError
+from training.option_checks import check_combinations, check_values, refuse_idle, require_all, resume_options
 
 # Without --data-path: handwritten digits, small and without left-right symmetry, learned in about a minute on a CPU.
 DIGITS_RECIPE = dict(

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy
-from labelled_images.sources import Source
 from PIL import Image
 
+from labelled_images.sources import Source
 from tasks.classification.options import Options
 
 VALIDATION_SEED = 0

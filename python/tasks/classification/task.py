@@ -10,9 +10,15 @@ from typing import Any, BinaryIO
 
 import timm.loss
 import torch
+from torch import nn
+
 from labelled_images.loader import image_loader
 from labelled_images.sources import Source, enumerate_names
-from torch import nn
+from tasks.classification.curves import draw_curves
+from tasks.classification.data import Augmenter, training_batches, training_transform
+from tasks.classification.metrics import evaluate, make_evaluation
+from tasks.classification.option_checks import DIGITS_RECIPE, mixes
+from tasks.classification.options import Options
 from training.compute import Compute, ImageFormat
 from training.distributed import World
 from training.errors import CheckpointError
@@ -20,12 +26,6 @@ from training.interrupt import StopGuard
 from training.options import wrap_command_line
 from training.progress import Progress
 from training.task import Losses, Task
-
-from tasks.classification.curves import draw_curves
-from tasks.classification.data import Augmenter, training_batches, training_transform
-from tasks.classification.metrics import evaluate, make_evaluation
-from tasks.classification.option_checks import DIGITS_RECIPE, mixes
-from tasks.classification.options import Options
 
 
 class Classification(Task):

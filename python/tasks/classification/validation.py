@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from timm.utils import reparameterize_model
+from torch import nn
+
 from labelled_images.class_order import CLASS_ORDERS, describe_orders
 from labelled_images.options import DataOptions
 from labelled_images.sources import open_validation_source
 from networks.options import SavedNetworkOptions
 from networks.saved_network import find_network
-from timm.utils import reparameterize_model
-from torch import nn
+from tasks.classification.metrics import Metrics, evaluate, make_evaluation
 from training.checkpoint import load_weights
 from training.compute import make_compute
 from training.distributed import join_world
@@ -20,8 +22,6 @@ from training.option_checks import check_compute
 from training.options import option
 from training.progress import Progress
 from training.shared_options import ComputeOptions, ImageOptions, LoaderOptions
-
-from tasks.classification.metrics import Metrics, evaluate, make_evaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

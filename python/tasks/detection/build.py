@@ -7,12 +7,6 @@ import dataclasses
 
 from timm.data import resolve_data_config
 from torch import nn
-from training.compute import make_compute
-from training.distributed import World
-from training.errors import DataError, OptionError
-from training.interrupt import StopGuard
-from training.randomness import seed_everything
-from training.run import Run, make_run
 
 from tasks.detection.annotations import Source
 from tasks.detection.detectors import (
@@ -30,6 +24,12 @@ from tasks.detection.recipes import OF_SMALL_DETECTORS
 from tasks.detection.scenes import LARGE_DIGITS, SMALL_DIGITS, Scenes
 from tasks.detection.sources import open_source
 from tasks.detection.task import Detection
+from training.compute import make_compute
+from training.distributed import World
+from training.errors import DataError, OptionError
+from training.interrupt import StopGuard
+from training.randomness import seed_everything
+from training.run import Run, make_run
 
 # Those that learn slowly from nothing get few, large digits.
 OF_LARGE_DIGITS = ("detr", "conditional-detr", "smca-detr", "deformable-detr")

@@ -6,14 +6,14 @@ from __future__ import annotations
 import dataclasses
 
 from torch import nn
-from training.checkpoint import read_checkpoint
-from training.errors import CheckpointError
 
 from tasks.detection.annotations import Category
 from tasks.detection.build import build_model
 from tasks.detection.evaluate import Normalization
 from tasks.detection.options import DetectionOptions
 from tasks.detection.task import Detection
+from training.checkpoint import read_checkpoint
+from training.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)

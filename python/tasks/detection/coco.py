@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy
 from PIL import Image
-from training.errors import DataError
-from training.image_decoding import decode_image
 
 from tasks.detection.annotations import Category, Objects
 from tasks.detection.files import Files
 from tasks.detection.problems import Problem, refuse, remarks
 from tasks.detection.segmentation import as_rle, decode_rle
+from training.errors import DataError
+from training.image_decoding import decode_image
 
 Entry = dict[str, Any]
 

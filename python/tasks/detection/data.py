@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 import torch
+
+from tasks.detection.annotations import Source
+from tasks.detection.transforms import Sample
 from training.batches import Key, TrainingBatches, make_loader
 from training.distributed import World
 from training.errors import DataError
 from training.loading import Loader
 from training.randomness import derive_seed, seed_host
 from training.shared_options import TrainingOptions
-
-from tasks.detection.annotations import Source
-from tasks.detection.transforms import Sample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,17 +7,17 @@ import dataclasses
 
 import torch
 from torch import nn
+
+from tasks.detection.annotations import Source
+from tasks.detection.data import Batch, detection_loader
+from tasks.detection.metrics import NUMBERS, CocoMetrics, Result, Scores, as_results
+from tasks.detection.transforms import EvaluationTransform, Sizes, to_original
 from training.batches import EvaluationBatches
 from training.compute import Compute
 from training.distributed import World
 from training.evaluation import Evaluation, visit
 from training.interrupt import StopGuard
 from training.progress import Progress
-
-from tasks.detection.annotations import Source
-from tasks.detection.data import Batch, detection_loader
-from tasks.detection.metrics import NUMBERS, CocoMetrics, Result, Scores, as_results
-from tasks.detection.transforms import EvaluationTransform, Sizes, to_original
 
 
 @dataclasses.dataclass(frozen=True)

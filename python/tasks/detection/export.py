@@ -12,13 +12,13 @@ import warnings
 import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
-from training.errors import DataError, OptionError
-from training.option_checks import require_all
-from training.options import option, positional
 
 from tasks.detection.checkpoint import SavedDetector, load_detector
 from tasks.detection.detectors import DETECTORS
 from tasks.detection.evaluate import Normalization
+from training.errors import DataError, OptionError
+from training.option_checks import require_all
+from training.options import option, positional
 
 # How many objects there are depends on the image: torch.export, behind PyTorch's own exporter, stops at their
 # suppression. Tracing has it as an operator.

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy
 import torch
-from training.errors import DataError
 
 from tasks.detection.annotations import Category, Source
 from tasks.detection.segmentation import encode_mask
+from training.errors import DataError
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MOST_DETECTIONS = 100  # of an image, that count

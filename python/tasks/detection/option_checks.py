@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import timm
+
+import container_kernels  # noqa: F401  registers our models with timm
+from tasks.detection.options import DetectionOptions
+from tasks.detection.recipes import Values, recipe_values
 from training.errors import OptionError
 from training.option_checks import (
     check_combinations,
@@ -13,10 +17,6 @@ from training.option_checks import (
     require_file,
     resume_options,
 )
-
-import container_kernels  # noqa: F401  registers our models with timm
-from tasks.detection.options import DetectionOptions
-from tasks.detection.recipes import Values, recipe_values
 
 CHANGEABLE_ON_RESUME = {"data_path", "val_path", "eval", "check_data", "list_backbones"}
 DEFAULT_DETECTOR = "retinanet"

@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from tasks.detection.recipes import RECIPES
 from training.options import option
 from training.shared_options import TrainingOptions
-
-from tasks.detection.recipes import RECIPES
 
 DETECTOR_NAMES = (
     "retinanet", "mask-rcnn", "faster-rcnn", "detr", "conditional-detr", "smca-detr", "deformable-detr",

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import torch
-from training.run import Run
 
 from tasks.detection.data import collate
 from tasks.detection.draw import draw_detection, sheet
 from tasks.detection.evaluate import detect
 from tasks.detection.task import Detection
 from tasks.detection.transforms import EvaluationTransform
+from training.run import Run
 
 SHOWN = 12
 SMALLEST_WIDTH = 256

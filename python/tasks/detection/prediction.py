@@ -11,14 +11,6 @@ from typing import Any
 
 from timm.utils import reparameterize_model
 from tqdm import tqdm
-from training.checkpoint import atomic_write
-from training.compute import make_compute
-from training.distributed import join_world
-from training.errors import OptionError
-from training.image_decoding import decode_image, is_image_name
-from training.option_checks import check_compute, require_all
-from training.options import option, positional
-from training.shared_options import ComputeOptions
 
 from tasks.detection.annotations import Objects
 from tasks.detection.checkpoint import load_detector
@@ -27,6 +19,14 @@ from tasks.detection.draw import draw_detection, sheet
 from tasks.detection.evaluate import detect
 from tasks.detection.metrics import as_results
 from tasks.detection.transforms import EvaluationTransform, Sizes
+from training.checkpoint import atomic_write
+from training.compute import make_compute
+from training.distributed import join_world
+from training.errors import OptionError
+from training.image_decoding import decode_image, is_image_name
+from training.option_checks import check_compute, require_all
+from training.options import option, positional
+from training.shared_options import ComputeOptions
 
 IMAGES_PER_SHEET = 24
 CELL_SIDE = 480  # pixels; the longer side of an image on a sheet

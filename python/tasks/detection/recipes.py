@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.errors import OptionError
-
 from tasks.detection.detectors.settings import PRESETS
+from training.errors import OptionError
 
 Values = dict[str, Any]
 """Options by the names of their fields."""

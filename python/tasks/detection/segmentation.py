@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
+
 from training.errors import DataError
 
 RLE = dict[str, Any]

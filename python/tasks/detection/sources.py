@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import posixpath
 
-from training.errors import DataError
-
 from tasks.detection.annotations import Category, Source
 from tasks.detection.coco import CocoSource
 from tasks.detection.files import Files, open_files
 from tasks.detection.voc import ANNOTATIONS, LISTS, VocSource
+from training.errors import DataError
 
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 

@@ -9,13 +9,6 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import nn
-from training.batches import TrainingBatches
-from training.compute import Compute
-from training.distributed import World
-from training.interrupt import StopGuard
-from training.options import wrap_command_line
-from training.progress import Progress
-from training.task import Losses, Task
 
 from tasks.detection.annotations import Source
 from tasks.detection.curves import draw_curves
@@ -25,6 +18,13 @@ from tasks.detection.evaluate import Judgement, Normalization, evaluate, make_ev
 from tasks.detection.options import DetectionOptions
 from tasks.detection.recipes import recipe_values
 from tasks.detection.transforms import Crops, Sizes, TrainingTransform
+from training.batches import TrainingBatches
+from training.compute import Compute
+from training.distributed import World
+from training.interrupt import StopGuard
+from training.options import wrap_command_line
+from training.progress import Progress
+from training.task import Losses, Task
 
 
 class Detection(Task):

@@ -7,10 +7,6 @@ import dataclasses
 import os
 
 from timm.utils import reparameterize_model
-from training.compute import make_compute
-from training.distributed import join_world
-from training.errors import DataError
-from training.progress import Progress
 
 from tasks.detection.build import open_sources
 from tasks.detection.checkpoint import load_detector
@@ -19,6 +15,10 @@ from tasks.detection.evaluate import Judgement, evaluate, make_evaluation
 from tasks.detection.metrics import describe_categories, write_results
 from tasks.detection.options import DetectionOptions
 from tasks.detection.transforms import Sizes
+from training.compute import make_compute
+from training.distributed import join_world
+from training.errors import DataError
+from training.progress import Progress
 
 # Given options that hold; the others are those of the checkpoint.
 HOLD = (

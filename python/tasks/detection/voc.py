@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 
 import numpy
 from PIL import Image
-from training.errors import DataError
 
 from tasks.detection.annotations import Category, Objects
 from tasks.detection.coco import read_upright
 from tasks.detection.files import Files
 from tasks.detection.problems import Problem, refuse, remarks
+from training.errors import DataError
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
 from labelled_images.decoded_cache import keep_decoded
 from labelled_images.sources import Source, open_training_sources
 from networks.build import build_model, checkpoint_gradients, make_image_format
-from torch import nn
+from tasks.dino.branches import Branch, Distillation
+from tasks.dino.data import hold_out
+from tasks.dino.head import DINOHead
+from tasks.dino.options import DinoOptions
+from tasks.dino.task import Dino
+from tasks.dino.views import GLOBAL_VIEWS
 from training.checkpoint import load_weights
 from training.compute import ImageFormat, make_compute
 from training.distributed import World
@@ -15,13 +22,6 @@ from training.errors import OptionError
 from training.interrupt import StopGuard
 from training.randomness import seed_everything
 from training.run import Run, make_run
-
-from tasks.dino.branches import Branch, Distillation
-from tasks.dino.data import hold_out
-from tasks.dino.head import DINOHead
-from tasks.dino.options import DinoOptions
-from tasks.dino.task import Dino
-from tasks.dino.views import GLOBAL_VIEWS
 
 CROP_PCT = 224 / 256  # of the images that features are judged on, as official
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from timm.utils import distribute_bn
 from torch import Tensor, nn
+
+from tasks.dino.features import Features, Images, extract, less, mean_of
 from training.evaluation import visit
 from training.interrupt import StopGuard
 from training.progress import Progress
-
-from tasks.dino.features import Features, Images, extract, less, mean_of
 
 Accuracies = dict[str, float]
 Judge = Callable[[Features, Features], Accuracies]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 
 import numpy
 import torch
-from labelled_images.sources import Source
 from PIL import Image
+
+from labelled_images.sources import Source
 from training.batches import Key, make_loader
 from training.distributed import World
 from training.errors import DataError

@@ -8,10 +8,10 @@ import math
 
 import torch
 from torch import Tensor
-from training.distributed import World
 
 from tasks.dino.features import Features
 from tasks.dino.loss import entropy
+from training.distributed import World
 
 LEAST_INFORMATION = 0.05
 """In nats; targets that differ less between images teach nothing."""

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
+
 from labelled_images.evaluation_transform import evaluation_transform
 from labelled_images.loader import image_loader
 from labelled_images.sources import Source
-from torch import Tensor
 from training.batches import EvaluationBatches
 from training.compute import Compute, ImageFormat
 from training.distributed import World

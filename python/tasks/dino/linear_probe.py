@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy
 import torch
 from torch import nn
-from training.randomness import seed_everything
 
 from tasks.dino.features import Features, mean_of
+from training.randomness import seed_everything
 
 EPOCHS, BATCH, RATE, MOMENTUM = 100, 1024, 0.3, 0.9  # of SGD
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy
 import torch
 from torch import Tensor
-from training.errors import DataError
 
 from tasks.dino.features import Features
+from training.errors import DataError
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from networks.option_checks import check_model_kwargs, check_model_name
+from tasks.dino.options import DinoOptions
 from training.errors import OptionError
 from training.option_checks import check_combinations, check_values, refuse_idle, require_all, resume_options
-
-from tasks.dino.options import DinoOptions
 
 # Without --data-path: handwritten digits on a canvas, learned in minutes on a CPU. The schedules are for some hundred
 # steps: a teacher whose momentum ends at 1 would stay behind its student.

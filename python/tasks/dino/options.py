@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from labelled_images.options import DataOptions
+from tasks.dino.neighbours import NEIGHBOURS, TEMPERATURE
 from training.options import option
 from training.shared_options import TrainingOptions
-
-from tasks.dino.neighbours import NEIGHBOURS, TEMPERATURE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,18 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import torch
-from labelled_images.sources import Source
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from training.batches import TrainingBatches
-from training.compute import Compute, ImageFormat
-from training.distributed import World
-from training.interrupt import StopGuard
-from training.options import wrap_command_line
-from training.progress import Progress
-from training.task import Losses, Task
 
+from labelled_images.sources import Source
 from tasks.dino.branches import Branch, Distillation
 from tasks.dino.controls import Accuracies, measure_controls
 from tasks.dino.curves import draw_curves
@@ -32,6 +25,13 @@ from tasks.dino.neighbours import accuracies, check_bank, draw_few
 from tasks.dino.options import DinoOptions
 from tasks.dino.schedules import StepValues, values_at
 from tasks.dino.views import Views
+from training.batches import TrainingBatches
+from training.compute import Compute, ImageFormat
+from training.distributed import World
+from training.interrupt import StopGuard
+from training.options import wrap_command_line
+from training.progress import Progress
+from training.task import Losses, Task
 
 BEST_K = 20  # usually the best, and what papers report
 

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from trial_runs import signalled_rank_one  # noqa: I001 - before `detect`: it knows where the programs are
+from trial_runs import signalled_rank_one
 
 import detect
 from tasks.detection.options import DETECTOR_NAMES

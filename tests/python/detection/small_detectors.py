@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from tasks.detection.detectors import DETECTORS, PRESETS, build_detector
 
 CLASSES = 3

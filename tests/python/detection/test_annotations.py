@@ -7,6 +7,7 @@ import numpy
 import pytest
 from annotated_images import content, write_coco, write_image, write_voc
 from PIL import Image
+
 from tasks.detection.annotations import Category
 from tasks.detection.sources import open_source
 from training.errors import DataError

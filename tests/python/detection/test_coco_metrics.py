@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from annotated_images import write_coco
+
 from tasks.detection.metrics import NUMBERS, CocoMetrics, as_results, describe_categories, write_results
 from tasks.detection.scenes import Scenes
 from tasks.detection.sources import open_source

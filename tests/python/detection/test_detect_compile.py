@@ -5,13 +5,14 @@ import os
 import shutil
 from types import SimpleNamespace
 
-import detect
 import pytest
 import torch
 from small_detectors import BODY, small_detector, small_images, target
+from torch._dynamo.utils import counters
+
+import detect
 from tasks.detection.detectors import body_of
 from tasks.detection.task import Detection
-from torch._dynamo.utils import counters
 
 pytest.importorskip("faster_coco_eval")
 

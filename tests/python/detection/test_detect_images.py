@@ -2,11 +2,12 @@
 
 import json
 
-import detect
-import detect_images
 import numpy
 import pytest
 from PIL import Image
+
+import detect
+import detect_images
 from tasks.detection.coco import CocoSource
 from tasks.detection.files import open_files
 from tasks.detection.scenes import SMALL_DIGITS, Scenes

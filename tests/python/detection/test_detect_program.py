@@ -3,11 +3,12 @@
 import csv
 import json
 
-import detect
 import pytest
 import torch
 from annotated_images import content, write_coco
 from PIL import Image
+
+import detect
 from tasks.detection.build import settings_of
 from tasks.detection.checkpoint import load_detector
 from tasks.detection.option_checks import check, resolve

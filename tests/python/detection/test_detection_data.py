@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+
 from tasks.detection.annotations import Category, Objects
 from tasks.detection.data import DetectionDataset, GroupedBatches, collate, detection_loader, grouped
 from tasks.detection.scenes import Scenes, mask_boxes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tasks.detection.options import DETECTOR_NAMES
 
 for _package in ("faster_coco_eval", "transformers", "scipy"):

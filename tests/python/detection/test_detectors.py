@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 from small_detectors import CLASSES, NAMES, WITH_QUERIES, batch, small_detector, small_images, small_settings, target
-from tasks.detection.detectors import DETECTORS, PRESETS, body_of, build_detector, freeze_norms, preset
 from timm.utils import reparameterize_model
-from training.errors import OptionError
 from trial_runs import PROGRAMS
 
 from container_kernels.modules.fused_block import FusedContainerBlock
+from tasks.detection.detectors import DETECTORS, PRESETS, body_of, build_detector, freeze_norms, preset
+from training.errors import OptionError
 
 # Replicas of DistributedDataParallel wait for every gradient: what has none is named here.
 WITHOUT_GRADIENT = {name: set() for name in NAMES}

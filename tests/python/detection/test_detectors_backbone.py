@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from small_detectors import BODY, small_detector, small_images
+
 from tasks.detection.detectors import body_of, describe_backbones, list_backbones, load_classifier, why_not
 from tasks.detection.detectors.backbone import make_features
 from training.errors import CheckpointError, OptionError

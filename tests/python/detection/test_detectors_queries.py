@@ -249,9 +249,10 @@ def test_dropout_is_where_the_official_programs_have_it():
 def test_detr_learns_eight_scenes_by_heart():
     """Plain DETR is too slow a learner for a demonstration; this shows that nothing in it is broken."""
     numpy = pytest.importorskip("numpy")
+    from torchvision.ops import box_iou
+
     from tasks.detection.detectors import build_detector, preset
     from tasks.detection.scenes import LARGE_DIGITS, Scenes
-    from torchvision.ops import box_iou
 
     scenes = Scenes(8, True, style=LARGE_DIGITS)
     images, targets = [], []

@@ -3,6 +3,7 @@
 import numpy
 import torch
 from PIL import Image
+
 from tasks.detection.draw import colour_of, draw_detection, sheet
 
 DETECTION = {

@@ -3,16 +3,17 @@
 import dataclasses
 import json
 
-import detect
-import export_detector
 import pytest
 import torch
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+import detect
+import export_detector
 from tasks.detection.checkpoint import load_detector
 from tasks.detection.detectors import preset
 from tasks.detection.export import ExportOptions, OneImage, export
 from tasks.detection.options import DETECTOR_NAMES
 from tasks.detection.scenes import SMALL_DIGITS, Scenes
-from torchvision.transforms.v2.functional import pil_to_tensor
 from training.errors import DataError, OptionError
 
 onnx = pytest.importorskip("onnx")

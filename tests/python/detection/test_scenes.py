@@ -4,6 +4,7 @@ import hashlib
 
 import numpy
 import pytest
+
 from tasks.detection.scenes import LARGE_DIGITS, SMALL_DIGITS, Scenes, digits, enlarge, mask_boxes
 
 pytest.importorskip("sklearn")

@@ -2,16 +2,16 @@
 
 import signal
 
-import dino
 import pytest
 import torch
+from trial_runs import small_run, write_tree
+
+import dino
 import train
+from container_kernels.models import load_checkpoint
 from tasks.dino.branches import Distillation
 from training.errors import CheckpointError, DataError, OptionError
 from training.interrupt import Interrupted, StopGuard
-from trial_runs import small_run, write_tree
-
-from container_kernels.models import load_checkpoint
 
 TINY = {
     "model": "container_tiny", "model_kwargs": "embed_dims=(8,16) depths=(1,1) strides=(4,2) num_heads=1 mlp_ratios=2",

@@ -20,7 +20,6 @@ import importlib.util
 from collections.abc import Callable
 
 from torch import nn
-from training.errors import OptionError
 
 from tasks.detection.detectors.backbone import (
     LoadedWeights,
@@ -32,6 +31,7 @@ from tasks.detection.detectors.backbone import (
     why_not,
 )
 from tasks.detection.detectors.settings import PRESETS, DetectorSettings
+from training.errors import OptionError
 
 __all__ = [
     "DETECTORS",

@@ -13,11 +13,11 @@ import torch
 from timm.layers import Format
 from timm.utils.model import freeze_batch_norm_2d
 from torch import Tensor, nn
-from training.errors import CheckpointError, OptionError
 
 import container_kernels  # noqa: F401  registers our models with timm
 from container_kernels.models.checkpoint_file import CheckpointFileError, read_checkpoint_file, state_dict_of
 from container_kernels.models.key_mapping import translated
+from training.errors import CheckpointError, OptionError
 
 OWN = "container_kernels."
 

@@ -7,12 +7,12 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from training.errors import OptionError
 from transformers import DeformableDetrForObjectDetection
 
 from container_kernels.integrations.transformers import use_deformable_attention
 from tasks.detection.detectors.queries import QueryDetector, begin_focal, keep_float32, make_network
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 GROUPS = 32  # of the norms after transformers' input projections
 SMALL = -2.0  # logit of the width and the height that boxes begin with, 0.12 of the image

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from training.errors import OptionError
 from transformers import ConditionalDetrForObjectDetection, DetrForObjectDetection
 from transformers.models.conditional_detr.modeling_conditional_detr import inverse_sigmoid
 
 from tasks.detection.detectors.queries import QueryDetector, begin_focal, keep_float32, make_network
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 
 class Detr(QueryDetector):

@@ -10,10 +10,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, Mask
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from training.errors import OptionError
 
 from tasks.detection.detectors.pyramid import PreparedImages, Pyramid, make_anchors
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 BOX_CELLS, MASK_CELLS = 7, 14  # of a region, in each direction
 NAMES = {

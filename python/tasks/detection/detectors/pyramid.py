@@ -10,10 +10,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
-from training.errors import OptionError
 
 from tasks.detection.detectors.backbone import make_features
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 NORMS = {"none": None, "batch": nn.BatchNorm2d}
 PADDED_TO = 32  # pixels; a multiple of every stride that a backbone has

@@ -13,12 +13,12 @@ import math
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
-from training.errors import OptionError
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 
 from tasks.detection.detectors.backbone import Features, make_features
 from tasks.detection.detectors.set_loss import SetLoss
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 PADDED_TO = 32  # pixels; a multiple of every stride that a backbone has
 PRIOR = 0.01  # probability of every class at the beginning, for focal losses

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from training.errors import OptionError
 
 from tasks.detection.detectors.pyramid import PreparedImages, Pyramid, make_anchors
 from tasks.detection.detectors.settings import DetectorSettings
+from training.errors import OptionError
 
 BOX_LOSSES = ("l1", "smooth_l1", "giou", "diou", "ciou")
 
