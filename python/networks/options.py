@@ -10,8 +10,14 @@ from training.shared_options import ModelOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SavedNetworkOptions(ModelOptions):
+class SavedBackboneOptions(ModelOptions):
     """Which network a file of weights belongs to; what is left out is taken from the file."""
 
-    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")
     use_ema: bool = option(False, "take the moving average of the weights that last.pth keeps", "model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedNetworkOptions(SavedBackboneOptions):
+    """The same, with its classifier."""
+
+    num_classes: int | None = option(None, "classes of the model (default: the checkpoint's, or the model's)", "model")

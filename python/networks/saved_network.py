@@ -25,6 +25,11 @@ class SavedNetwork:
     options: dict  # of its training; {} where it was another program's
     classes: list[str] | None
 
+    @property
+    def input_size(self) -> int | None:
+        """Height and width of the images it was trained on; None where the file does not say."""
+        return self.options.get("input_size") or self.options.get("global_crops_size")
+
     def build(self, num_classes: int | None, input_size: int | None) -> nn.Module:
         """The network with fresh weights; the arguments replace what the file says, but not its classes.
 
@@ -32,7 +37,7 @@ class SavedNetwork:
             OptionError: the model refuses one of them.
         """
         classes = num_classes if self.classes is None else len(self.classes)
-        return build_model(self.name, classes, input_size or self.options.get("input_size"), self.model_kwargs)
+        return build_model(self.name, classes, input_size or self.input_size, self.model_kwargs)
 
     def image_format(self, model: nn.Module, input_size: int | None, crop_pct: float | None) -> ImageFormat:
         """What the network expects of an image; the arguments replace what the file says.
@@ -42,7 +47,7 @@ class SavedNetwork:
         """
         saved = self.options
         return make_image_format(
-            model, input_size or saved.get("input_size"), crop_pct or saved.get("crop_pct"), saved.get("mean"),
+            model, input_size or self.input_size, crop_pct or saved.get("crop_pct"), saved.get("mean"),
             saved.get("std"),
         )  # fmt: skip
 

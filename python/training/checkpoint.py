@@ -122,7 +122,8 @@ def load_weights(
         model: the module to fill.
         path: the file, `torch.save` or safetensors.
         use_ema: take the moving average, which `last.pth` keeps beside the weights.
-        new_classes: leave the classifier as it is where its shape differs, or where there is none (fine-tuning).
+        new_classes: leave the classifier as it is where its shape differs, or where there is none (fine-tuning); of a
+            model without one, leave that of the file out.
         branch: "teacher" or "student", of a file that has both.
 
     Raises:
@@ -146,9 +147,7 @@ def _keep_classifier(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict
     classifier = model.pretrained_cfg.get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else classifier
     own = model.state_dict()
-    replaced = {
-        key: own[key]
-        for key in (f"{name}.{part}" for name in names for part in ("weight", "bias"))
-        if key in own and (key not in weights or weights[key].shape != own[key].shape)
-    }
-    return {**weights, **replaced}
+    keys = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    kept = {name: tensor for name, tensor in weights.items() if name in own or name not in keys}
+    replaced = {key: own[key] for key in keys if key in own and (key not in kept or kept[key].shape != own[key].shape)}
+    return {**kept, **replaced}

@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from tasks.dino.features import Features
+from tasks.dino.features import Features, Images
 from training.errors import DataError
 
 NEIGHBOURS = (10, 20, 100, 200)
@@ -49,6 +49,15 @@ def draw_few(labels: Sequence[int]) -> Tensor:
             of_class = numpy.flatnonzero(labels == label)
             drawn[rng.permutation(of_class)[:FEW], draw] = True
     return drawn
+
+
+def draw_few_of(bank: Images) -> Tensor:
+    """`draw_few` among the images of a bank, by their numbers in its source."""
+    numbers = bank.all_numbers()
+    drawn = draw_few([bank.source.labels[number] for number in numbers])
+    few = torch.zeros(len(bank.source.labels), drawn.shape[1], dtype=torch.bool)
+    few[numbers] = drawn
+    return few
 
 
 @torch.no_grad()

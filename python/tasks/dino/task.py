@@ -21,7 +21,7 @@ from tasks.dino.data import views_loader
 from tasks.dino.diagnosis import Targets, advice, deviation, measure_targets
 from tasks.dino.features import extract, make_images
 from tasks.dino.loss import distillation_loss, entropy, targets_of
-from tasks.dino.neighbours import accuracies, check_bank, draw_few
+from tasks.dino.neighbours import accuracies, check_bank, draw_few_of
 from tasks.dino.options import DinoOptions
 from tasks.dino.schedules import StepValues, values_at
 from tasks.dino.views import Views
@@ -229,12 +229,3 @@ class Dino(Task):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Task.load_state_dict`."""
         self.controls = dict(state["controls"])
-
-
-def draw_few_of(bank) -> Tensor:
-    """`draw_few` among the images of a bank, by their numbers in its source."""
-    numbers = bank.all_numbers()
-    drawn = draw_few([bank.source.labels[number] for number in numbers])
-    few = torch.zeros(len(bank.source.labels), drawn.shape[1], dtype=torch.bool)
-    few[numbers] = drawn
-    return few
