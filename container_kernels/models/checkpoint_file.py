@@ -72,7 +72,7 @@ def state_dict_of(content: Any, *, use_ema: bool, branch: str = "teacher") -> di
     Raises:
         CheckpointFileError: the content has no names.
     """
-    if isinstance(content, dict) and (backbone := _backbone_of(content, branch)) is not None:
+    if (backbone := find_branch(content, branch)) is not None:
         return backbone
     if isinstance(content, dict):
         averaged = ("state_dict_ema", "model_ema") if use_ema else ()
@@ -83,8 +83,10 @@ def state_dict_of(content: Any, *, use_ema: bool, branch: str = "teacher") -> di
     return clean_state_dict(content)
 
 
-def _backbone_of(content: dict, branch: str) -> dict[str, Tensor] | None:
-    """The backbone's weights of a branch; None for a file that has no teacher and student."""
+def find_branch(content: Any, branch: str) -> dict[str, Tensor] | None:
+    """The backbone's weights of a branch, "teacher" or "student", in a checkpoint's content; None without both."""
+    if not isinstance(content, dict):
+        return None
     model = content.get("model", content)
     if all(isinstance(content.get(name), dict) for name in ("teacher", "student")):
         weights = clean_state_dict(content[branch])

@@ -15,7 +15,12 @@ from torch import nn
 
 from container_kernels.models import Network
 from container_kernels.models.checkpoint import checkpoint_filter_fn
-from container_kernels.models.checkpoint_file import CheckpointFileError, read_checkpoint_file, state_dict_of
+from container_kernels.models.checkpoint_file import (
+    CheckpointFileError,
+    find_branch,
+    read_checkpoint_file,
+    state_dict_of,
+)
 from training.errors import CheckpointError
 
 FORMAT = "container_kernels.training/1"
@@ -98,6 +103,15 @@ def peek_checkpoint(path: str) -> dict[str, Any]:
     """
     content = _read(path)
     return content if _is_ours(content) else {}
+
+
+def has_branches(path: str) -> bool:
+    """Whether a file of weights is one of self-supervised training, with a teacher and a student.
+
+    Raises:
+        CheckpointError: as `peek_checkpoint`.
+    """
+    return find_branch(_read(path), "teacher") is not None
 
 
 def _is_ours(content: Any) -> bool:

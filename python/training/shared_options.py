@@ -84,11 +84,9 @@ class TrainingOptions(LoopOptions, LoaderOptions, ModelOptions):
 
     initial_checkpoint: str | None = option(None, "start from these weights; the output layer may differ", "model")
     checkpoint_key: str = option(
-        "teacher",
-        "which network of a self-supervised checkpoint to start from",
-        "model",
+        "teacher", "which network of a self-supervised checkpoint to start from", "model",
         choices=("teacher", "student"),
-    )
+    )  # fmt: skip
     model_ema: bool = option(True, "keep and evaluate an exponential moving average of the weights", "model")
     model_ema_decay: float = option(0.99996, "decay of the moving average, per step", "model")
     grad_checkpointing: bool = option(

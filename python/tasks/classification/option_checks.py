@@ -126,6 +126,7 @@ def _conditions(options: Options):
     """(name, whether it matters, why not) for every option that only matters together with another."""
     mixing = mixes(options)
     cutmix = options.cutmix > 0 or options.cutmix_minmax is not None
+    yield "checkpoint_key", options.initial_checkpoint is not None, "without --initial-checkpoint"
     yield "cutmix", options.cutmix_minmax is None, "together with --cutmix-minmax, which replaces it"
     yield "mixup_prob", mixing, "without --mixup or --cutmix"
     yield "mixup_mode", mixing, "without --mixup or --cutmix"

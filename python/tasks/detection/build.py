@@ -74,7 +74,7 @@ def build_model(
     model = build_detector(options.detector, num_classes, settings_of(options))
     remarks = []
     if backbone_checkpoint:
-        remarks.append(load_classifier(model, backbone_checkpoint).describe())
+        remarks.append(load_classifier(model, backbone_checkpoint, branch=options.checkpoint_key).describe())
     # Statistics of two images are noise; those of weights that are given are good, and stay.
     if options.backbone_checkpoint and not (options.live_bn or options.sync_bn):
         remarks.append(f"{freeze_norms(model)} batch norms of the backbone are frozen")

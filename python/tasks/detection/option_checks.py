@@ -81,5 +81,6 @@ def _conditions(options: DetectionOptions):
     yield "val_scenes", options.data_path is None, "with --data-path"
     yield "check_data", options.data_path is not None, "without --data-path"
     yield "live_bn", options.backbone_checkpoint is not None, "without --backbone-checkpoint: norms are live then"
+    yield "checkpoint_key", options.backbone_checkpoint is not None, "without --backbone-checkpoint"
     yield "sampling_lr_scale", options.detector == "deformable-detr", f"with --detector {options.detector}"
     yield "initial_checkpoint", False, "here: give --backbone-checkpoint, or --resume"

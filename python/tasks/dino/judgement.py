@@ -19,7 +19,7 @@ from tasks.dino.data import hold_out
 from tasks.dino.features import Features, extract, make_images
 from tasks.dino.linear_probe import linear_accuracy
 from tasks.dino.neighbours import NEIGHBOURS, TEMPERATURE, accuracies, check_bank, draw_few_of
-from training.checkpoint import load_weights
+from training.checkpoint import has_branches, load_weights
 from training.compute import make_compute
 from training.distributed import join_world
 from training.errors import OptionError
@@ -35,9 +35,10 @@ class JudgementOptions(ComputeOptions, LoaderOptions, ImageOptions, DataOptions,
     """Whose features are judged, and on what. What is left out comes from the checkpoint, if it says so."""
 
     checkpoint: str = positional("weights of dino.py, the official DINO, train.py, or any of a timm model", "model")
-    checkpoint_key: str = option(
-        "teacher", "which network of a self-supervised checkpoint", "model", choices=("teacher", "student")
-    )
+    checkpoint_key: str | None = option(
+        None, "which network of a self-supervised checkpoint (default: teacher)", "model",
+        choices=("teacher", "student"),
+    )  # fmt: skip
     knn_k: tuple[int, ...] = option(NEIGHBOURS, "numbers of neighbours", "evaluation", nargs="+", metavar="K")
     knn_temperature: float = option(TEMPERATURE, "temperature of the neighbours' votes", "evaluation")
     linear: bool = option(False, "fit a linear classifier as well", "evaluation")
@@ -92,6 +93,10 @@ def judge_features(options: JudgementOptions, quiet: bool = False) -> FeatureJud
     require_all(options, ("batch_size",), lambda value: value >= 1, "1 or more")
     require_all(options, ("limit_batches", "input_size"), lambda value: value is None or value >= 1, "1 or more")
     saved = find_network(options.checkpoint, options.model, options.model_kwargs)
+    branches = has_branches(options.checkpoint)
+    if options.checkpoint_key is not None and not branches:
+        raise OptionError(f"--checkpoint-key has no effect: {options.checkpoint} has no teacher and student")
+    key = options.checkpoint_key or "teacher"
     train, val = _open_sources(options, saved)
 
     world = join_world(options.device)
@@ -115,8 +120,8 @@ def judge_features(options: JudgementOptions, quiet: bool = False) -> FeatureJud
         return found | {"linear": linear_accuracy(of_queries, of_bank, classes)} if options.linear else found
 
     progress = Progress(world.is_main and not quiet)
-    name = options.checkpoint_key if saved.options.get("out_dim") else "checkpoint"
-    rows = {name: judge(*(extract(network, images, progress=progress) for images in (queries, bank)))}
+    found = judge(*(extract(network, images, progress=progress) for images in (queries, bank)))
+    rows = {key if branches else "checkpoint": found}
     if options.controls:
         seed_everything(saved.options.get("seed", 0))
         rows |= measure_controls(lambda: _build(saved, options.input_size), queries, bank, judge, progress=progress)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from trial_runs import small_run, write_tree
 
+import affinity
+import detect
 import dino
 import train
 from container_kernels.models import load_checkpoint
+from tasks.detection.detectors.backbone import body_of
 from tasks.dino.branches import Distillation
 from training.errors import CheckpointError, DataError, OptionError
 from training.interrupt import Interrupted, StopGuard
@@ -148,6 +151,41 @@ def test_a_classifier_starts_from_its_weights(images, finished, tmp_path, key):
     load_checkpoint(fresh, folder / "last.pth")
     for name, parameter in fresh.named_parameters():
         assert torch.equal(parameter, run.model.teacher.backbone.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("key", ["teacher", "student"])
+def test_a_detector_starts_from_its_weights(tmp_path, capsys, key):
+    model = [
+        "--model", "container", "--model-kwargs", "embed_dims=(8, 8, 16, 16)", "depths=(1, 0, 1, 0)",
+        "num_heads=(1, 1, 2, 2)", "mlp_ratios=2",
+    ]  # fmt: skip
+    start = dino.main([
+        "--output-dir", str(tmp_path / "dino"), *model, "--global-crops-size", "64", "--epochs", "2", "--no-controls",
+        "--limit-batches", "2", "--knn-k", "5", "--device", "cpu",
+    ])  # fmt: skip
+    detector = detect.main([
+        "--output-dir", str(tmp_path / "detector"), *model, "--train-scenes", "4", "--val-scenes", "2", "--epochs", "1",
+        "--batch-size", "2", "--short-sides", "64", "--longest-side", "64", "--lr", "1e-9", "--warmup-steps", "0",
+        "--device", "cpu", "--backbone-checkpoint", str(tmp_path / "dino" / "last.pth"), "--checkpoint-key", key,
+    ]).model  # fmt: skip
+    assert "weights of the backbone loaded" in capsys.readouterr().out
+    backbone, body = getattr(start.model, key).backbone, body_of(detector)
+    parameters = {name.removeprefix("model."): parameter for name, parameter in body.named_parameters()}
+    assert len(parameters) > 20
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter, backbone.get_parameter(name), atol=1e-5, rtol=1e-4)
+    other = start.model.student if key == "teacher" else start.model.teacher
+    stem = next(iter(dict(backbone.named_parameters())))
+    assert (other.backbone.get_parameter(stem) - backbone.get_parameter(stem)).abs().max() > 1e-4
+
+
+def test_affinities_of_its_teacher(finished, images, tmp_path):
+    _, folder = finished
+    picture = tmp_path / "affinity.png"
+    image = next((images / "val" / "red").iterdir())
+    measurement = affinity.main([str(folder / "last.pth"), str(image), "--output", str(picture), "--device", "cpu"])
+    assert picture.stat().st_size > 0
+    assert measurement.as_dict()["layers"]
 
 
 def test_official_checkpoints(finished, tmp_path):

@@ -143,14 +143,15 @@ class LoadedWeights:
         return f"{len(self.used)} weights of the backbone loaded{left}"
 
 
-def load_classifier(detector: nn.Module, path: str, use_ema: bool = False) -> LoadedWeights:
-    """Fill the backbone with the weights of a classifier: a checkpoint of the trainer, a release, or a state dict.
+def load_classifier(detector: nn.Module, path: str, use_ema: bool = False, branch: str = "teacher") -> LoadedWeights:
+    """Fill the backbone with the weights of a classifier: a checkpoint of the trainer, a release, or a state dict; of
+    self-supervised training with those of `branch`, "teacher" or "student".
 
     Raises:
         CheckpointError: the file cannot be read, leaves a weight of the backbone as it was, or is of a deeper network.
     """
     try:
-        weights = translated(state_dict_of(read_checkpoint_file(path), use_ema=use_ema))
+        weights = translated(state_dict_of(read_checkpoint_file(path), use_ema=use_ema, branch=branch))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
     except (OSError, CheckpointFileError) as error:
