@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy
 import pytest
 import torch
 from trial_runs import small_run, write_tree
@@ -231,3 +232,45 @@ def test_digits_are_learned(tmp_path):
     run = dino.main(["--output-dir", str(tmp_path), "--epochs", "7", "--eval-every", "7", "--device", "cpu"])
     untrained = max(values["few"] for name, values in run.task.controls.items() if name.startswith("untrained"))
     assert run.history[-1]["val_few"] >= untrained + 2.5
+
+
+def deit_run(images, output, *more):
+    """A run whose steps differ by rounding alone where their images are the same."""
+    arguments = dino_run(images, output, "--opt", "sgd", "--lr", "0.01", "--no-controls", "--drop-path", "0", *more)
+    at = arguments.index("--model")
+    arguments[at : at + 8] = [
+        "--model", "deit_small", "--model-kwargs", "embed_dim=16", "depth=1", "num_heads=2", "patch_size=8",
+    ]  # fmt: skip
+    return arguments
+
+
+def fixed_views(self, image):
+    """Four crops of the middle."""
+    views = []
+    for size, part in ((32, 0), (32, 2), (16, 4), (16, 6)):
+        crop = image.crop((part, part, 20 - part, 20 - part)).resize((size, size))
+        views.append(torch.from_numpy(numpy.array(crop)).permute(2, 0, 1).contiguous())
+    return views
+
+
+def test_accumulated_batches_are_one_larger_batch(images, tmp_path, monkeypatch):
+    """The centre too, which moves once per step."""
+    monkeypatch.setattr("tasks.dino.views.Views.__call__", fixed_views)
+    parts = dino.main(deit_run(images, tmp_path / "parts"))
+    whole = dino.main(deit_run(images, tmp_path / "whole", "--batch-size", "8", "--accumulate-steps", "1"))
+    assert (parts.steps, parts.task.batches.per_epoch, whole.task.batches.per_epoch) == (3, 6, 3)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(
+            parts.model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4, msg=f"{name}: {{}}".format
+        )
+    assert parts.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("option", "tolerance"), [("--amp-dtype bfloat16", 2e-2), ("--grad-checkpointing", 1e-5)])
+def test_other_ways_to_compute_learn_the_same(images, tmp_path, monkeypatch, option, tolerance):
+    monkeypatch.setattr("tasks.dino.views.Views.__call__", fixed_views)
+    plain, other = (
+        dino.main(deit_run(images, tmp_path / str(number), *more)) for number, more in enumerate(([], option.split()))
+    )
+    # the first epoch alone: small differences of a target, at its low temperature, grow
+    assert other.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=tolerance)
