@@ -5,5 +5,5 @@ The method: head, branches (student, teacher and centre), loss, schedules (funct
 becomes).
 The run: options, option_checks, task (what the engine is given), build (puts a run together), data (images in views).
 Judging: features (of all images, over ranks), neighbours (the kNN protocol), controls (what a network has to beat),
-diagnosis (whether the targets collapsed), linear_probe, curves.
+diagnosis (whether the targets collapsed), linear_probe, curves; judgement (all of it on a file of weights: knn.py).
 """
