@@ -14,6 +14,7 @@ from timm.models import clean_state_dict
 from torch import Tensor
 
 HEAD = 512
+BRANCHES = ("teacher", "student")  # of self-supervised training
 LONGEST_HEADER = 10**8  # of safetensors, whose first eight bytes are its length
 # What is saved under the name of a checkpoint by mistake.
 SIGNATURES = (
@@ -85,12 +86,14 @@ def state_dict_of(content: Any, *, use_ema: bool, branch: str = "teacher") -> di
 
 def find_branch(content: Any, branch: str) -> dict[str, Tensor] | None:
     """The backbone's weights of a branch, "teacher" or "student", in a checkpoint's content; None without both."""
+    if branch not in BRANCHES:
+        raise ValueError(f"branch must be one of {', '.join(BRANCHES)}, got {branch!r}")
     if not isinstance(content, dict):
         return None
     model = content.get("model", content)
-    if all(isinstance(content.get(name), dict) for name in ("teacher", "student")):
+    if all(isinstance(content.get(name), dict) for name in BRANCHES):
         weights = clean_state_dict(content[branch])
-    elif isinstance(model, dict) and {"teacher", "student"} <= {str(name).partition(".")[0] for name in model}:
+    elif isinstance(model, dict) and set(BRANCHES) <= {str(name).partition(".")[0] for name in model}:
         start = f"{branch}."
         weights = {name[len(start) :]: tensor for name, tensor in model.items() if name.startswith(start)}
     else:

@@ -65,6 +65,7 @@ def test_the_released_name_and_deits_underscores_are_accepted():
         ("--opt adamwow", "--opt adamwow is not known"),
         ("--opt sgd --opt-betas 0.9 0.99", "--opt-betas has no effect with --opt sgd"),
         ("--momentum 0.9", "--momentum has no effect with --opt adamw"),
+        ("--checkpoint-key student", "--checkpoint-key has no effect without --initial-checkpoint"),
         ("--sched multistep", "--sched multistep needs --decay-milestones"),
         ("--sched multistep --decay-milestones 8 8", "--decay-milestones must rise and lie between 0 and --epochs"),
         ("--sched multistep --decay-milestones 8 999", "--decay-milestones must rise and lie between 0 and --epochs"),

@@ -102,7 +102,7 @@ def judge_features(options: JudgementOptions, quiet: bool = False) -> FeatureJud
     world = join_world(options.device)
     compute = make_compute(world.device, options.amp_dtype, options.channels_last)
     network = _build(saved, options.input_size)
-    load_weights(network, options.checkpoint, use_ema=options.use_ema, new_classes=True, branch=options.checkpoint_key)
+    load_weights(network, options.checkpoint, use_ema=options.use_ema, new_classes=True, branch=key)
     network.eval().to(device=compute.device, memory_format=compute.memory_format)
     crop_pct = options.crop_pct or saved.options.get("crop_pct") or CROP_PCT
     image_format = saved.image_format(network, options.input_size, crop_pct)

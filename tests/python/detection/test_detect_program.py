@@ -211,6 +211,7 @@ def test_recipes(tmp_path):
         ("--short-sides 0", "--short-sides must be each 1 or more"),
         ("--sampling-lr-scale 0.5", "--sampling-lr-scale has no effect with --detector retinanet"),
         ("--live-bn", "--live-bn has no effect without --backbone-checkpoint"),
+        ("--checkpoint-key student", "--checkpoint-key has no effect without --backbone-checkpoint"),
         ("--initial-checkpoint detect.py", "--initial-checkpoint"),
         ("--backbone-checkpoint nowhere.pth", "--backbone-checkpoint nowhere.pth: there is no such file"),
         ("--eval nowhere.pth", "--eval nowhere.pth: there is no such file"),

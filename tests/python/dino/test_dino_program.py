@@ -10,8 +10,10 @@ from trial_runs import small_run, write_tree
 import affinity
 import detect
 import dino
+import knn
 import train
 from container_kernels.models import load_checkpoint
+from labelled_images.sources import open_validation_source
 from tasks.detection.detectors.backbone import body_of
 from tasks.dino.branches import Distillation
 from training.errors import CheckpointError, DataError, OptionError
@@ -205,6 +207,8 @@ def test_official_checkpoints(finished, tmp_path):
             torch.testing.assert_close(tensor, backbone.state_dict()[name] + offset)
     with pytest.raises(CheckpointError):
         load_weights(torch.nn.Linear(2, 2), str(tmp_path / "checkpoint.pth"))
+    with pytest.raises(CheckpointError, match="branch must be one of teacher, student, got 'both'"):
+        load_weights(torch.nn.Linear(2, 2), str(tmp_path / "checkpoint.pth"), branch="both")
 
 
 @pytest.mark.parametrize(
@@ -274,3 +278,22 @@ def test_other_ways_to_compute_learn_the_same(images, tmp_path, monkeypatch, opt
     )
     # the first epoch alone: small differences of a target, at its low temperature, grow
     assert other.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=tolerance)
+
+
+def test_settings_are_chosen_on_a_part_of_the_training_images(images, tmp_path):
+    run = dino.main(dino_run(images, tmp_path, "--holdout", "0.25", "--epochs", "2", "--knn-k", "5", "--no-controls"))
+    train_source, judged = dino.open_sources(run.options)
+    assert (len(train_source.labels), len(judged.labels)) == (18, 6)
+    assert sorted(judged.labels) == [0, 0, 1, 1, 2, 2]
+    pixels = [[source.read(i).tobytes() for i in range(len(source.labels))] for source in (train_source, judged)]
+    assert not set(pixels[0]) & set(pixels[1])
+    val = open_validation_source(str(images))
+    assert not {val.read(i).tobytes() for i in range(len(val.labels))} & set(pixels[0] + pixels[1])
+    assert (run.task.bank.batches.images, run.task.queries.batches.images) == (18, 6)
+    judgement = knn.main([str(tmp_path / "last.pth"), "--knn-k", "5", "--no-controls", "--device", "cpu"])
+    assert judgement.rows["teacher"]["knn5"] == run.history[-1]["val_knn5"]
+
+
+def test_a_holdout_that_takes_a_class_whole(images, tmp_path):
+    with pytest.raises(DataError, match=r"--holdout 0\.01: class blue of .* has 8 images, too few"):
+        dino.main(dino_run(images, tmp_path, "--holdout", "0.01"))
