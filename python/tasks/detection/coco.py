@@ -12,6 +12,7 @@ import collections
 import json
 import math
 import posixpath
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -99,8 +100,8 @@ class CocoSource:
 
     def _read_categories(self, entries: list[Entry]) -> tuple[list[Category], dict[int, int]]:
         categories, index_of = [], {}
-        for position, entry in enumerate(entries):
-            if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
+        for position, entry in self._objects_of("categories", entries):
+            if not _is_whole(entry.get("id")) or not isinstance(entry.get("name"), str):
                 self._problem(f"categories[{position}]", "it has no number 'id' or no text 'name'", True)
             elif entry["id"] in index_of:
                 self._problem(f"category {entry['id']}", "its id is given twice", True)
@@ -113,14 +114,14 @@ class CocoSource:
 
     def _read_images(self, entries: list[Entry], folders: tuple[str, ...]) -> list[Entry]:
         images, known = [], set()
-        for position, entry in enumerate(entries):
+        for position, entry in self._objects_of("images", entries):
             name = entry.get("file_name")
             sides = (entry.get("height"), entry.get("width"))
-            if not isinstance(entry.get("id"), int) or not isinstance(name, str):
+            if not _is_whole(entry.get("id")) or not isinstance(name, str):
                 self._problem(f"images[{position}]", "it has no number 'id' or no text 'file_name'", True)
                 continue
             label = f"image {entry['id']} ({name})"
-            if not all(isinstance(side, int) and side > 0 for side in sides):
+            if not all(_is_whole(side) and side > 0 for side in sides):
                 self._problem(label, "its height or width is no positive number", True)
                 continue
             if entry["id"] in known:
@@ -147,45 +148,71 @@ class CocoSource:
         sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
         objects: dict[int, list[Entry]] = collections.defaultdict(list)
         known = set()
-        for position, entry in enumerate(entries):
-            number = entry.get("id")
+        for position, entry in self._objects_of("annotations", entries):
+            number, category, image = (entry.get(key) for key in ("id", "category_id", "image_id"))
             label = f"annotation {number}" if number is not None else f"annotations[{position}]"
+            if number is not None and not _is_whole(number):
+                self._problem(f"annotations[{position}]", f"its id is no whole number: {number!r}", True)
+                continue
             if number is not None and number in known:
                 self._problem(label, "its id is given twice", True)
                 continue
             known.add(number)
-            if entry.get("category_id") not in index_of:
-                self._problem(label, f"its category {entry.get('category_id')!r} is not among the categories", True)
-            elif entry.get("image_id") not in sizes:
-                self._problem(label, f"its image {entry.get('image_id')!r} is not among the images", True)
-            elif (read := self._read_object(label, entry, sizes[entry["image_id"]])) is not None:
-                objects[entry["image_id"]].append({**read, "label": index_of[entry["category_id"]]})
+            if not _is_whole(category) or category not in index_of:
+                self._problem(label, f"its category {category!r} is not among the categories", True)
+            elif not _is_whole(image) or image not in sizes:
+                self._problem(label, f"its image {image!r} is not among the images", True)
+            elif (read := self._read_object(label, entry, sizes[image])) is not None:
+                objects[image].append({**read, "label": index_of[category]})
         return objects
+
+    def _objects_of(self, key: str, entries: list[Any]) -> Iterator[tuple[int, Entry]]:
+        """Place and content of the entries that are json objects."""
+        for position, entry in enumerate(entries):
+            if isinstance(entry, dict):
+                yield position, entry
+            else:
+                self._problem(f"{key}[{position}]", f"it is no object with names: {str(entry)[:40]}", True)
 
     def _read_object(self, label: str, entry: Entry, size: tuple[int, int]) -> Entry | None:
         """Box, area, crowd and, where there is one, the mask of an annotation; None where nothing is left of it."""
         height, width = size
         box = entry.get("bbox")
-        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
-        if not numbers or not all(map(math.isfinite, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
             self._problem(label, f"its bbox is not four finite numbers: {box!r}", True)
             return None
         x, y, w, h = box
         left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
-        if w <= 0 or h <= 0 or left >= right or top >= bottom:
+        # as float32, in which a box that is thin enough has no inside
+        corners = numpy.array([left, top, right, bottom], dtype=numpy.float32)
+        if w <= 0 or h <= 0 or not (corners[:2] < corners[2:]).all():
             self._problem(label, "its box is empty or outside of the image: left out", False)
             return None
         if (left, top, right, bottom) != (x, y, x + w, y + h) and _is_outside(box, size):
             self._problem(label, "its box reaches out of the image: cut off", False)
-        area = entry.get("area")
-        area = float(area) if isinstance(area, (int, float)) and area > 0 else (right - left) * (bottom - top)
-        read = {"box": (left, top, right, bottom), "area": area, "crowd": bool(entry.get("iscrowd", 0))}
+        area, crowd = entry.get("area"), entry.get("iscrowd", 0)
+        if crowd not in (0, 1) or isinstance(crowd, float):
+            self._problem(label, f"its iscrowd is neither 0 nor 1: {crowd!r}", True)
+            return None
+        if area is None or not _is_finite(area) or area <= 0:
+            if area is not None:
+                self._problem(label, "its area is no number above 0: the box's is taken", False)
+            area = (right - left) * (bottom - top)
+        read = {"box": (left, top, right, bottom), "area": float(area), "crowd": bool(crowd)}
         if entry.get("segmentation"):
             try:
                 read["rle"] = as_rle(entry["segmentation"], size)
             except ValueError as error:
                 self._problem(label, f"its segmentation cannot be read: {error}", True)
         return read
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_outside(box: list[float], size: tuple[int, int]) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy
@@ -33,11 +34,13 @@ def as_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
             isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation
         ):
             raise ValueError("a polygon has less than three points, or an odd number of coordinates")
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for polygon in segmentation for x in polygon):
+            raise ValueError("a coordinate of a polygon is no finite number")
         api = mask_api()
         return api.merge(api.frPyObjects(segmentation, height, width))
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
         raise ValueError("expected polygons, or run lengths with 'counts'")
-    if list(segmentation.get("size", [])) != [height, width]:
+    if segmentation.get("size") not in ([height, width], (height, width)):
         raise ValueError(f"its size is {segmentation.get('size')}, the image's {[height, width]}")
     counts = segmentation["counts"]
     if isinstance(counts, list):
@@ -46,7 +49,12 @@ def as_rle(segmentation: Any, size: tuple[int, int]) -> RLE:
         return mask_api().frPyObjects(segmentation, height, width)
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"expected run lengths as numbers or text, got {type(counts).__name__}")
-    return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+    rle = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+    try:
+        mask_api().decode(rle)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return rle
 
 
 def decode_rle(rle: RLE) -> numpy.ndarray:

@@ -118,6 +118,8 @@ class VocSource:
             with self.files.open(f"{ANNOTATIONS}/{name}.xml") as file:
                 root = ElementTree.parse(file).getroot()
             size = (int(root.findtext("size/height", "")), int(root.findtext("size/width", "")))
+            if min(size) < 1:
+                raise ValueError(f"its size is {size[1]}×{size[0]}")
         except (DataError, ElementTree.ParseError, ValueError) as error:
             self._problem(f"{ANNOTATIONS}/{name}.xml", f"it cannot be read: {error}", True)
             return None
@@ -148,4 +150,8 @@ class VocSource:
             return None
         if box != (left, top, right, bottom):
             self._problem(label, "its box reaches out of the image: cut off", False)
-        return kind, box, node.findtext("difficult", "0").strip() == "1"
+        difficult = (node.findtext("difficult") or "0").strip()
+        if difficult not in ("0", "1"):
+            self._problem(label, f"its difficult is neither 0 nor 1: {difficult}", True)
+            return None
+        return kind, box, difficult == "1"

@@ -65,6 +65,19 @@ def test_boxes_beyond_the_image(tmp_path):
     ]
 
 
+def test_areas_and_boxes_that_are_nothing(tmp_path):
+    data = content()
+    data["annotations"][0].update(area=-3)
+    data["annotations"][1].update(area=float("nan"), bbox=[30, 2, 1e-9, 5])  # as float32 from 30 to 30
+    data["annotations"][2].pop("area")
+    source = train_source(write_coco(tmp_path, data))
+    assert source.objects(0).area.tolist() == [50] and source.objects(1).area.tolist() == [100]
+    assert [remark.partition(": ")[2] for remark in source.remarks] == [
+        "1 × its area is no number above 0: the box's is taken",
+        "1 × its box is empty or outside of the image: left out",
+    ]
+
+
 def change(key, position, **values):
     def apply(data):
         data[key][position].update(values)
@@ -84,6 +97,27 @@ MISTAKES = {
     "annotation 2: its bbox is not four finite numbers: [0, 0, 1]": change("annotations", 1, bbox=[0, 0, 1]),
     "annotation 2: its bbox is not four finite numbers: [0, 0, nan, 1]": change(
         "annotations", 1, bbox=[0, 0, float("nan"), 1]
+    ),
+    "annotation 2: its bbox is not four finite numbers: [0, 0, True, 1]": change(
+        "annotations", 1, bbox=[0, 0, True, 1]
+    ),
+    "annotation 2: its category [4] is not among the categories": change("annotations", 1, category_id=[4]),
+    "annotation 2: its category True is not among the categories": change("annotations", 1, category_id=True),
+    "annotation 2: its image None is not among the images": change("annotations", 1, image_id=None),
+    "annotations[1]: its id is no whole number: [2]": change("annotations", 1, id=[2]),
+    "annotation 2: its iscrowd is neither 0 nor 1: 'yes'": change("annotations", 1, iscrowd="yes"),
+    "images[2]: it has no number 'id' or no text 'file_name": change("images", 2, id=True),
+    "annotations[0]: it is no object with names: 5": lambda data: data["annotations"].__setitem__(0, 5),
+    "categories[2]: it is no object with names: dog": lambda data: data["categories"].__setitem__(2, "dog"),
+    "images[0]: it is no object with names: None": lambda data: data["images"].__setitem__(0, None),
+    "annotation 2: its segmentation cannot be read: a coordinate of a polygon is no finite number": change(
+        "annotations", 1, segmentation=[[1, 2, 3, 4, float("inf"), 6]]
+    ),
+    "annotation 2: its segmentation cannot be read: its size is 5": change(
+        "annotations", 1, segmentation={"size": 5, "counts": [25]}
+    ),
+    "annotation 2: its segmentation cannot be read: Invalid RLE": change(
+        "annotations", 1, segmentation={"size": [30, 40], "counts": "~~~"}
     ),
     "annotation 2: its segmentation cannot be read: a polygon has less than three points": change(
         "annotations", 1, segmentation=[[1, 2, 3, 4]]
@@ -251,3 +285,21 @@ def test_voc_mistakes(tmp_path):
         train_source(root)
     assert "image one: there is no one.jpg in" in str(raised.value)
     assert "Annotations/two.xml: it cannot be read: " in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<difficult>1", "<difficult>maybe", "one, object 1: its difficult is neither 0 nor 1: maybe"),
+        ("<width>", "<width>-", "Annotations/one.xml: it cannot be read: its size is -"),
+        ("<xmin>", "<xmin>x", "one, object 0: it has no name, or its bndbox is not four finite numbers"),
+    ],
+)
+def test_voc_values(tmp_path, old, new, message):
+    root = write_voc(tmp_path, {"one": ((20, 20), [("cow", (1, 1, 5, 5), False), ("cow", (2, 2, 9, 9), True)])})
+    xml = root / "Annotations" / "one.xml"
+    assert old in xml.read_text()
+    xml.write_text(xml.read_text().replace(old, new))
+    with pytest.raises(DataError) as raised:
+        train_source(root)
+    assert message in str(raised.value)
