@@ -42,7 +42,7 @@ def draw_curves(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(facecolor="white", framealpha=0.85, edgecolor="none", fontsize=8)
     figure.savefig(file, format="png", dpi=120)
 
 
