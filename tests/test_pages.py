@@ -23,7 +23,7 @@ def python_blocks():
 
 def shell_lines(text):
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             command = line.split("#")[0].strip()
             if command:
                 yield command
