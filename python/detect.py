@@ -5,6 +5,7 @@ python python/detect.py                                             handwritten 
 python python/detect.py --data-path COCO --backbone-checkpoint PTH  the recipe of PVT: 12 epochs
 python python/detect.py --detector deformable-detr --data-path …    also mask-rcnn, faster-rcnn, detr, smca-detr, …
 torchrun --nproc-per-node 8 python/detect.py --data-path …          one process per GPU
+python python/detect.py --initial-checkpoint RUN/best.pth --data-path …   fine-tune a detector, also on other objects
 python python/detect.py --resume RUN/last.pth                       continue a run with its options
 python python/detect.py --eval RUN/best.pth                         COCO's numbers of a detector, and its results.json
 python python/detect.py --check-data --data-path COCO               list what is wrong with the annotations

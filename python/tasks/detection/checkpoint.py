@@ -8,7 +8,7 @@ import dataclasses
 from torch import nn
 
 from tasks.detection.annotations import Category
-from tasks.detection.build import build_model
+from tasks.detection.build import build_model, without_fetching
 from tasks.detection.evaluate import Normalization
 from tasks.detection.options import DetectionOptions
 from tasks.detection.task import Detection
@@ -41,7 +41,7 @@ def load_detector(path: str) -> SavedDetector:
     known = {field.name for field in dataclasses.fields(DetectionOptions)}
     options = DetectionOptions(**{name: value for name, value in content["options"].items() if name in known})
     categories = [Category(number, name) for number, name in content["categories"]]
-    model, _ = build_model(options, len(categories))
+    model, _ = build_model(without_fetching(options), len(categories))
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

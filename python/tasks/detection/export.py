@@ -74,6 +74,9 @@ def export(options: ExportOptions) -> str:
     model = OneImage(reparameterize_model(saved.model), saved.normalization, names).eval()
     image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     _write(model, saved, image, output)
+    trained = max(saved.options.short_sides)
+    if not trained / 2 <= (short := min(size)) <= 2 * trained:
+        print(f"note: trained on images with short sides of {trained} pixels; it may find little at {short}")
     print(f"{saved.options.detector} with {saved.options.model} for images of {size[0]}×{size[1]} (h × w): {output}")
     print(_compare(model, output))
     return output
@@ -103,7 +106,9 @@ def _compare(model: OneImage, output: str) -> str:
         return "not compared with the detector: onnxruntime is not installed"
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors: it warns of every constant it folds
+    session = onnxruntime.InferenceSession(output, settings, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     image = torch.randint(256, given.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     actual = dict(zip(model.names, map(torch.from_numpy, session.run(None, {given.name: image.numpy()})), strict=True))

@@ -12,9 +12,9 @@ from tasks.detection.recipes import RECIPES
 from training.options import option
 from training.shared_options import TrainingOptions
 
-DETECTOR_NAMES = (
-    "retinanet", "mask-rcnn", "faster-rcnn", "detr", "conditional-detr", "smca-detr", "deformable-detr",
-)  # fmt: skip
+# Those that find a set of objects by queries; without data they get few, large digits, since they learn slowly.
+SET_DETECTORS = ("detr", "conditional-detr", "smca-detr", "deformable-detr")
+DETECTOR_NAMES = ("retinanet", "mask-rcnn", "faster-rcnn", *SET_DETECTORS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,14 @@ class DetectionOptions(TrainingOptions):
 
     detector: str = option("retinanet", "what finds objects", "model", choices=DETECTOR_NAMES)
     model: str = option("container_light", "the backbone: any model of timm with features_only", "model")
+    queries: int | None = option(
+        None, "most objects that a DETR can find in an image (default: the detector's own)", "model"
+    )
     backbone_checkpoint: str | None = option(
         None, "weights of a classifier for the backbone; its norms are frozen then", "model"
+    )
+    freeze_bn: bool = option(
+        False, "constant batch norms in the backbone, as with weights from a file; for pretrained=True", "model"
     )
     live_bn: bool = option(
         False, "batch statistics in the backbone although it starts from weights: for large batches", "model"

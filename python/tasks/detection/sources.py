@@ -12,21 +12,29 @@ from tasks.detection.voc import ANNOTATIONS, LISTS, VocSource
 from training.errors import DataError
 
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
+ROBOFLOW_JSON = "_annotations.coco.json"
 
 
 def open_source(
-    flag: str, path: str, train: bool, categories: list[Category] | None = None, check_only: bool = False
+    flag: str,
+    path: str,
+    train: bool,
+    categories: list[Category] | None = None,
+    check_only: bool = False,
+    of_one_part: bool = False,
 ) -> Source:
     """The training or the validation part of the folder or tar at `path`.
 
     COCO: `annotations/*.json`, of which the one whose name has the word train, or val; the images are in the root, in
-    `images`, or in a folder of the part, as train2017. Or: an `_annotations.coco.json` in the folder of each part.
+    `images`, or in a folder of the part, as train2017. Or: an `_annotations.coco.json` in the folder of each part, or
+    in the root `of_one_part`.
     Pascal VOC: `Annotations`, `JPEGImages`, and the lists of `ImageSets/Main`.
 
     Args:
         flag: the option that gave the path, for messages.
         categories: those of the training part, which the validation part must have, too.
         check_only: keep fatal problems in `problems` instead of raising.
+        of_one_part: the other part is elsewhere.
 
     Raises:
         DataError: there is no such part, or it has mistakes.
@@ -35,11 +43,12 @@ def open_source(
     names = ("train",) if train else VALIDATION_NAMES
     if files.names(ANNOTATIONS) and any(name.endswith(".xml") for name in files.names(ANNOTATIONS)):
         return VocSource(files, _voc_part(files, names), categories, check_only)
-    found = _coco_json(files, names)
+    alone = of_one_part and ROBOFLOW_JSON in files.names("")
+    found = (ROBOFLOW_JSON, ("",)) if alone else _coco_json(files, names)
     if found is None:
         wanted = "train" if train else "val"
         raise DataError(
-            f"{flag} {path}: expected annotations/*{wanted}*.json or {wanted}*/_annotations.coco.json (COCO), "
+            f"{flag} {path}: expected annotations/*{wanted}*.json or {wanted}*/{ROBOFLOW_JSON} (COCO), "
             f"or {ANNOTATIONS}/*.xml (Pascal VOC)"
         )
     source = CocoSource(files, *found, check_only)
@@ -57,7 +66,8 @@ def check_files(data_path: str, val_path: str | None) -> None:
     fatal = 0
     categories = None
     for train, (flag, path) in ((True, ("--data-path", data_path)), (False, ("--val-path", val_path or data_path))):
-        source = open_source(flag if val_path or train else "--data-path", path, train, categories, check_only=True)
+        flag = flag if val_path or train else "--data-path"
+        source = open_source(flag, path, train, categories, check_only=True, of_one_part=val_path is not None)
         categories = categories or source.categories
         for problem in source.problems:
             print(f"{'error' if problem.fatal else 'put right'}: {problem}")
@@ -73,8 +83,8 @@ def _coco_json(files: Files, names: tuple[str, ...]) -> tuple[str, tuple[str, ..
     """The json of a part, and where its images may be."""
     for name in names:
         for folder in files.folders():
-            if folder.startswith(name) and "_annotations.coco.json" in files.names(folder):
-                return f"{folder}/_annotations.coco.json", (folder,)
+            if folder.startswith(name) and ROBOFLOW_JSON in files.names(folder):
+                return f"{folder}/{ROBOFLOW_JSON}", (folder,)
         folders = ("", "images", *(f for f in files.folders() if f.startswith(name)))
         folders += tuple(posixpath.join("images", f) for f in (name, f"{name}2017"))
         jsons = sorted(file for file in files.names("annotations") if file.endswith(".json") and name in file)

@@ -250,6 +250,12 @@ def test_other_layouts(tmp_path):
     assert len(train_source(tmp_path)) == 3
     with pytest.raises(DataError, match=r"--data-path .*: expected annotations/\*val\*.json"):
         open_source("--data-path", str(tmp_path), False)
+    # The folder of a part as its own path: of one part alone, or one file would be both.
+    part = str(tmp_path / "train")
+    for train in (True, False):
+        assert len(open_source("--data-path", part, train, of_one_part=True)) == 3
+        with pytest.raises(DataError, match=r"_annotations.coco.json \(COCO\)"):
+            open_source("--data-path", part, train)
     with pytest.raises(DataError, match=r"--data-path .*nowhere: there is no such folder or tar"):
         open_source("--data-path", str(tmp_path / "nowhere"), True)
 

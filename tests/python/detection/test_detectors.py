@@ -12,11 +12,21 @@ from trial_runs import PROGRAMS
 
 from container_kernels.modules.fused_block import FusedContainerBlock
 from tasks.detection.detectors import DETECTORS, PRESETS, body_of, build_detector, freeze_norms, preset
+from tasks.detection.export import TRACED
+from tasks.detection.options import DETECTOR_NAMES, SET_DETECTORS
+from tasks.detection.recipes import DEFAULT_RECIPES, OF_DETECTOR, OF_SMALL_DETECTORS
 from training.errors import OptionError
 
 # Replicas of DistributedDataParallel wait for every gradient: what has none is named here.
 WITHOUT_GRADIENT = {name: set() for name in NAMES}
 SIZES = [(64, 96), (75, 50)]
+
+
+def test_tables_name_the_same_detectors():
+    tables = [PRESETS["coco"], PRESETS["scenes"], DEFAULT_RECIPES]
+    tables += [{detector for recipe, detector in OF_DETECTOR if recipe == name} for name in OF_SMALL_DETECTORS]
+    assert all(set(table) == set(DETECTORS) == set(DETECTOR_NAMES) for table in tables)
+    assert set(TRACED) | set(SET_DETECTORS) == set(DETECTORS)
 
 
 def total(losses):

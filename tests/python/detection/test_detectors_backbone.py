@@ -59,6 +59,14 @@ def test_one_size_alone_is_refused():
         make_features("vit_tiny_patch16_224", (16,))
 
 
+def test_a_trial_on_shapes_fetches_nothing(monkeypatch):
+    made = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *given, **more: made.append(more) or create(*given, **more))
+    assert why_not("resnet18", (8, 16), {"pretrained": True}) is None
+    assert "pretrained" not in made[0]
+
+
 @pytest.mark.parametrize("name", ["retinanet", "detr"])
 def test_weights_of_a_classifier_give_its_features(name, tmp_path):
     model = classifier()

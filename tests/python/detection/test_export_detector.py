@@ -63,9 +63,12 @@ def test_file_finds_what_the_detector_finds(detector, checkpoint, tmp_path, caps
         assert found[name].shape == tuple(tensor.shape)
 
 
-def test_beside_the_checkpoint_and_refused(checkpoint, monkeypatch, tmp_path):
+def test_beside_the_checkpoint_and_refused(checkpoint, monkeypatch, tmp_path, capsys):
     path = checkpoint("retinanet")
     assert export(ExportOptions(checkpoint=str(path))) == str(path.with_suffix(".onnx"))
+    assert "note: trained on" not in capsys.readouterr().out
+    export_detector.main([str(path), "--image-size", "160", "160", "--output", str(tmp_path / "larger.onnx")])
+    assert "note: trained on images with short sides of 64 pixels; it may find little at 160" in capsys.readouterr().out
     with pytest.raises(OptionError, match=r"--image-size must be 1 or more, got \(0, 5\)"):
         export_detector.main([str(path), "--image-size", "0", "5"])
     with pytest.raises(OptionError, match=r"--output .*: there is no folder .*nowhere"):

@@ -95,8 +95,9 @@ def _indices(name: str, strides: tuple[int, ...], arguments: dict[str, Any]) -> 
     Raises:
         ValueError: none has one of them, or the model takes images of one size alone.
     """
+    without_weights = {key: value for key, value in arguments.items() if key != "pretrained"}
     with torch.device("meta"):  # nothing is allocated, drawn or computed
-        body = timm.create_model(name, features_only=True, **arguments).eval()
+        body = timm.create_model(name, features_only=True, **without_weights).eval()
     offered = dict(zip(body.feature_info.reduction(), body.feature_info.out_indices, strict=True))
     for height, width in ((256, 320), (320, 192)):
         try:
