@@ -72,11 +72,12 @@ def parse_explicit(argv: list[str], description: str, cls: type) -> dict:
     )
     groups = {}
     hints = typing.get_type_hints(cls)
+    elsewhere = getattr(cls, "DEFAULTS_ELSEWHERE", {})
     for field in dataclasses.fields(cls):
         name = field.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
-        _add_flag(groups[name], field, hints[field.name])
+        _add_flag(groups[name], field, hints[field.name], elsewhere.get(field.name))
     aliases = {flag(name): flag(field) for name, field in getattr(cls, "FLAG_ALIASES", {}).items()}
     switches = {flag(field.name) for field in dataclasses.fields(cls) if hints[field.name] is bool}
     words = _join_truth_values([_normalize(argument, aliases) for argument in argv], switches)
@@ -148,7 +149,7 @@ def _is_positional(field: dataclasses.Field) -> bool:
     return field.metadata.get("positional", False)
 
 
-def _add_flag(group, field: dataclasses.Field, hint) -> None:
+def _add_flag(group, field: dataclasses.Field, hint, default_elsewhere: str | None) -> None:
     metadata = field.metadata
     if _is_positional(field):
         group.add_argument(
@@ -156,7 +157,8 @@ def _add_flag(group, field: dataclasses.Field, hint) -> None:
             help=metadata["help"],
         )  # fmt: skip
         return
-    help = metadata["help"] if field.default is None else f"{metadata['help']} (default: {field.default})"
+    default = default_elsewhere or field.default
+    help = metadata["help"] if default is None else f"{metadata['help']} (default: {default})"
     help = help.replace("%", "%%")
     if hint is bool:
         group.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, help=help)

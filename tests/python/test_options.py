@@ -14,6 +14,7 @@ from tasks.classification.defaults import give_way
 from tasks.classification.option_checks import check, resolve
 from tasks.classification.options import Options
 from tasks.classification.validation import ValidationOptions
+from tasks.detection.options import DetectionOptions
 from training.distributed import World
 from training.errors import CheckpointError, DataError, OptionError
 from training.option_checks import check_compute
@@ -329,3 +330,12 @@ def test_help_lists_every_option(capsys):
     text = capsys.readouterr().out
     assert "python python/train.py --resume RUN/last.pth" in text
     assert all(flag(field.name) in text for field in dataclasses.fields(Options))
+
+
+def test_help_says_where_a_default_comes_from(capsys):
+    with pytest.raises(SystemExit):
+        parse_explicit(["--help"], "", DetectionOptions)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "peak learning rate for a global batch of 16, scaled linearly (default: the recipe's)" in output
+    assert "probability of a horizontal flip (default: the recipe's)" in output
+    assert "what finds objects (default: retinanet)" in output

@@ -22,6 +22,11 @@ class DetectionOptions(TrainingOptions):
     """Everything a run is told."""
 
     LR_BATCH: ClassVar[int] = 16
+    # What --help says in place of a field's own default.
+    DEFAULTS_ELSEWHERE: ClassVar[dict[str, str]] = dict.fromkeys(
+        sorted({name for values in RECIPES.values() for name in values} - {"model_kwargs", "num_workers"}),
+        "the recipe's",
+    )
 
     data_path: str | None = option(
         None, "folder or tar with COCO's or Pascal VOC's files (default: scenes of handwritten digits)", "data"
