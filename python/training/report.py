@@ -55,6 +55,9 @@ class Report:
         run.history.append(row)
         if run.world.is_main and not self.quiet:
             print(self._line(row), flush=True)
+            warning = self.run.task.warn_of(row) if self._is_evaluated(row) else None
+            if warning:
+                print(f"  {warning}", flush=True)
 
     def _line(self, row: dict) -> str:
         epochs, task = self.run.options.epochs, self.run.task

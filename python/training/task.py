@@ -110,6 +110,10 @@ class Task(abc.ABC):
         metrics = "   ".join(f"val {name} {row[f'val_{name}']:.4f}" for name in self.metric_names)
         return f"{metrics}   best score {best:.4f}"
 
+    def warn_of(self, row: Mapping[str, Any]) -> str | None:
+        """What is wrong with an evaluated epoch, and what to do about it, in the line after its own; None: nothing."""
+        return None
+
     def describe_result(self, row: Mapping[str, Any], best: float, epoch: int) -> str:
         """The result of a run: its last `row`, the best score and the epoch of that."""
         return f"best score {best:.4f} in epoch {epoch}"

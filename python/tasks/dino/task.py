@@ -187,13 +187,13 @@ class Dino(Task):
         """See `Task.describe_epoch`."""
         return (
             f"kNN {row[f'val_{self.score_name}']:.2f} % (student {row[f'val_student_{self.score_name}']:.2f} %)   "
-            f"few labels {row['val_few']:.2f} %   best {best:.2f} %{self._warning(row)}"
+            f"few labels {row['val_few']:.2f} %   best {best:.2f} %"
         )
 
-    def _warning(self, row: Mapping[str, Any]) -> str:
+    def warn_of(self, row: Mapping[str, Any]) -> str | None:
+        """Of collapse."""
         targets = Targets(row["val_target_entropy"], row["val_mean_target_entropy"])
-        words = advice(targets, self.options.out_dim)
-        return f"\n  {words}\n  " if words else ""
+        return advice(targets, self.options.out_dim)
 
     def describe_result(self, row: Mapping[str, Any], best: float, epoch: int) -> str:
         """The teacher beside what it has to beat."""

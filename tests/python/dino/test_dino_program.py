@@ -228,7 +228,7 @@ def test_planted_collapse_is_named(tmp_path, monkeypatch, capsys, more, message)
         "--output-dir", str(tmp_path), "--epochs", "4", "--no-controls", "--freeze-last-layer", "0", "--device", "cpu",
         *more.split(),
     ])  # fmt: skip
-    assert f"collapsed: every image has {message}" in capsys.readouterr().out
+    assert f" s\n  collapsed: every image has {message}" in capsys.readouterr().out  # after the line of its epoch
 
 
 def test_digits_are_learned(tmp_path):
