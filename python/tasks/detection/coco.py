@@ -43,6 +43,7 @@ class CocoSource:
         self.categories, index_of = self._read_categories(content["categories"])
         self.images = self._read_images(content["images"], folders)
         self._objects = self._read_annotations(content["annotations"], index_of)
+        self.images = [image for image in self.images if image["path"] is not None]
         annotated = [entry for entries in self._objects.values() for entry in entries]
         self.has_masks = bool(annotated) and all("rle" in entry for entry in annotated)
         if not check_only:
@@ -113,6 +114,7 @@ class CocoSource:
         return categories, index_of
 
     def _read_images(self, entries: list[Entry], folders: tuple[str, ...]) -> list[Entry]:
+        """Those whose file is missing, too, with path None: their objects are not to blame."""
         images, known = [], set()
         for position, entry in self._objects_of("images", entries):
             name = entry.get("file_name")
@@ -129,8 +131,9 @@ class CocoSource:
                 continue
             path = self._find(name, folders)
             if path is None:
-                self._problem(label, f"there is no such file in {self.files.name}", True)
-                continue
+                searched = [f"{folder}/" for folder in folders if folder and self.files.names(folder)]
+                where = " and its ".join([self.files.name, *([", ".join(searched)] if searched else [])])
+                self._problem(label, f"there is no such file in {where}", True)
             known.add(entry["id"])
             images.append({"id": entry["id"], "path": path, "height": sides[0], "width": sides[1]})
         if not images:

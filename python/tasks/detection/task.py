@@ -130,7 +130,7 @@ class Detection(Task):
         values = {name: getattr(self.options, name) for name in recipe if name not in ("recipe", "model_kwargs")}
         lines = wrap_command_line({name: value for name, value in values.items() if value is not None}, 100)
         return [
-            f"detector  {self.options.detector}", f"recipe    {self.options.recipe}:",
+            f"detector  {self.options.detector}", f"recipe    {self.options.recipe}, with what was given:",
             *(f"          {line}" for line in lines),
         ]  # fmt: skip
 
