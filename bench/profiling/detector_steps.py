@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where a detector's time goes, by part, and how fast it is on our backbone beside the backbone's plain twin.
+"""Time of a detector's step by part, and its speed on our backbone beside the backbone's plain twin.
 
     python -m bench.profiling.detector_steps                        three detectors at 320 pixels, printed as Markdown
     python -m bench.profiling.detector_steps --detectors retinanet --threads 1

@@ -129,10 +129,12 @@ class Detection(Task):
         recipe = recipe_values(self.options.recipe, self.options.detector, self.options.data_path is not None)
         values = {name: getattr(self.options, name) for name in recipe if name not in ("recipe", "model_kwargs")}
         lines = wrap_command_line({name: value for name, value in values.items() if value is not None}, 100)
+        parameters = sum(parameter.numel() for parameter in body_of(self.model).parameters()) / 1e6
         return [
-            f"detector  {self.options.detector}", f"recipe    {self.options.recipe}, with what was given:",
+            f"detector  {self.options.detector}; its backbone has {parameters:.2f} M of the parameters",
+            f"recipe    {self.options.recipe}, with what was given:",
             *(f"          {line}" for line in lines),
-        ]  # fmt: skip
+        ]
 
     def describe_epoch(self, row: Mapping[str, Any], best: float) -> str:
         """See `Task.describe_epoch`."""

@@ -11,6 +11,7 @@ from PIL import Image
 import detect
 from tasks.detection.build import settings_of
 from tasks.detection.checkpoint import load_detector
+from tasks.detection.detectors import body_of
 from tasks.detection.option_checks import check, resolve
 from tasks.detection.options import DetectionOptions
 from tasks.detection.recipes import DEFAULT_RECIPES, RECIPES
@@ -72,6 +73,16 @@ def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path, stop_at, monkey
         detect.main(scenes_run(tmp_path))
     monkeypatch.undo()
     assert_same_run(detect.main(["--resume", str(tmp_path / "last.pth"), "--device", "cpu"]), finished[0])
+
+
+def test_a_run_says_what_it_trains(tmp_path, capsys):
+    run = detect.main(scenes_run(tmp_path, "--limit-batches", "1"))
+    output = capsys.readouterr().out
+    backbone = sum(p.numel() for p in body_of(run.task.model).parameters()) / 1e6
+    whole = sum(p.numel() for p in run.task.model.parameters()) / 1e6
+    assert f"{whole:.2f} M parameters" in output
+    assert f"detector  retinanet; its backbone has {backbone:.2f} M of the parameters" in output
+    assert "recipe    scenes, with what was given:" in output and "--epochs 2" in output
 
 
 def test_evaluation_of_a_checkpoint_is_that_of_the_run(finished, capsys):
